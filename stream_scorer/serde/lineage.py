@@ -35,6 +35,8 @@ MAX_ROW_BYTES = 900_000
 # No record of ours unpacks to more; a reader of a hostile topic stops here.
 _MAX_UNPACKED = 64_000_000
 _METADATA = b"lineage"
+# A reader refuses other formats. A field that is added to the header does not change it.
+FORMAT = 1
 _CODEC = "zstd"
 SCHEMA_FIELDS: tuple[tuple[str, str, str], ...] = (
     ("partition", "int32", "source partition"),
@@ -80,7 +82,7 @@ class LineageHeader(Record, frozen=True):
     applied_offsets: dict[str, list[int | None]]
     applied_offsets_ahead: list[ShardOffset]
     features: list[str]
-    format: int = 1
+    format: int = FORMAT
 
 
 @dataclass(slots=True)
@@ -235,6 +237,10 @@ class LineageBatch:
                 raise msgspec.DecodeError("a lineage record that unpacks to more than 64 MB")
             table = pa.ipc.open_stream(data).read_all()
             self.header = msgspec.json.decode((table.schema.metadata or {})[_METADATA], type=LineageHeader)
+            if (made := self.header.format) != FORMAT:
+                raise msgspec.DecodeError(
+                    f"a lineage record of format {made}, not {FORMAT}: use the release of its writer"
+                )
             width = len(self.header.features)
             names = [name for name, _, _ in SCHEMA_FIELDS]
             if not table.select(names).schema.equals(_schema(width)):

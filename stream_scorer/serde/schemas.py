@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from stream_scorer.spec.gate_rules import Rules
 from stream_scorer.spec.training import TrainingSpec
 
 LINEAGE = "lineage"
+# Enumerations that later versions may extend (docs/topics.md).
+GROWING = frozenset({"Incident.kind", "Command.action", "Cause.kind", "InputChange.kind"})
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -57,21 +60,53 @@ def render(schema: dict[str, Any]) -> str:
 
 
 def breaking_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Incompatible changes for a reader of `old`: removed fields and changed types. Added fields are compatible."""
-    out = []
-    for name, definition in old.get("$defs", {}).items():
-        then, now = definition.get("properties", {}), new.get("$defs", {}).get(name, {}).get("properties", {})
-        for field, kind in then.items():
-            if field not in now:
+    """What is incompatible with readers of `old`, or with records that `old` describes.
+
+    Incompatible are removed fields, other types (also null where there was none), other items of lists, another record
+    in a field, fields that are no longer always there, fields that old records lack, and new values of an enumeration,
+    except in `GROWING`. Added fields with a default are compatible.
+    """
+    out = list(_differences("the record", old, new))
+    for name, then in old.get("$defs", {}).items():
+        now = new.get("$defs", {}).get(name, {})
+        fields, fields_now = then.get("properties", {}), now.get("properties", {})
+        for field, kind in fields.items():
+            if field in fields_now:
+                out += _differences(f"{name}.{field}", kind, fields_now[field])
+            else:
                 out.append(f"{name}.{field} is removed")
-            elif _types(kind) - _types(now[field]):
-                out.append(f"{name}.{field} changed its type")
-    return out
+        required, required_now = set(then.get("required", ())), set(now.get("required", ()))
+        out += [f"{name}.{field} is no longer required" for field in sorted((required - required_now) & {*fields_now})]
+        out += [f"{name}.{field} is required, and old records lack it" for field in sorted(required_now - required)]
+    columns = [{(c["name"], c["type"]) for c in each.get("x-arrow-columns", ())} for each in (old, new)]
+    return out + [f"the column {name} ({kind}) is removed" for name, kind in sorted(columns[0] - columns[1])]
 
 
-def _types(kind: dict[str, Any]) -> set[str]:
-    found = {str(kind["type"])} if "type" in kind else set()
-    return found.union(*(_types(k) for k in kind.get("anyOf", [])))
+def _differences(path: str, then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """How the type of a field differs."""
+    forms, forms_now = _forms(then), _forms(now)
+    if forms.keys() != forms_now.keys():
+        yield f"{path} changed its type"
+        return
+    for form, old in forms.items():
+        new = forms_now[form]
+        values, values_now = ({str(v) for v in each.get("enum", ())} for each in (old, new))
+        if values - values_now:
+            yield f"{path} no longer has the values {', '.join(sorted(values - values_now))}"
+        if values_now - values and path not in GROWING:
+            yield f"{path} has the new values {', '.join(sorted(values_now - values))}"
+        parts = [(old.get(key), new.get(key)) for key in ("items", "additionalProperties")]
+        parts += zip(old.get("prefixItems", ()), new.get("prefixItems", ()), strict=False)
+        for inner, inner_now in parts:
+            if isinstance(inner, dict) and isinstance(inner_now, dict):
+                yield from _differences(f"{path}[]", inner, inner_now)
+
+
+def _forms(kind: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The alternatives of a type, by the name of the type or of the record."""
+    if "anyOf" in kind:
+        return {name: form for each in kind["anyOf"] for name, form in _forms(each).items()}
+    return {str(kind.get("$ref") or kind.get("type") or ("enum" if "enum" in kind else "any")): kind}
 
 
 def main(arguments: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import msgspec
@@ -15,6 +16,7 @@ from stream_scorer.serde.schemas import breaking_changes, main, make_schemas, re
 from tools.make_documents import make_document_schemas
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
+RELEASED = Path(__file__).parent / "released"
 
 
 @pytest.mark.parametrize("topic", TOPIC_RECORDS)
@@ -69,3 +71,36 @@ def test_patterns_compile_in_every_language_and_ours_still_refuse_a_line_feed() 
             msgspec.convert({"version": version, "manifest_sha256": digest}, ServedVersion)
     with pytest.raises(msgspec.ValidationError, match="regex"):
         msgspec.convert("cards\n", Name)
+
+
+def _definition(schema: dict[str, Any], field: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(d for d in schema["$defs"].values() if field in d["properties"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "found"),
+    [
+        ("decision", lambda d: d["properties"]["decision"]["enum"].append("hold"), "has the new values hold"),
+        ("decision", lambda d: d["properties"]["decision"]["enum"].remove("block"), "no longer has the values block"),
+        ("decision", lambda d: d["required"].remove("decision"), "is no longer required"),
+        ("more", lambda d: d["required"].append("more"), "is required, and old records lack it"),
+        ("coverage", lambda d: d["properties"].update(coverage=NUMBER_OR_NULL), "changed its type"),
+        ("degraded", lambda d: d["properties"]["degraded"].update(items={"type": "object"}), "[] changed its type"),
+        ("rule", lambda d: d["properties"].update(rule={"$ref": "#/$defs/Source"}), "changed its type"),
+    ],
+)
+def test_what_readers_cannot_read_is_a_breaking_change(field: str, change: Any, found: str) -> None:
+    old = make_schemas()["scores.schema.json"]
+    new = json.loads(json.dumps(old))
+    change(_definition(new, "decision"))
+    assert [text.startswith(f"Score.{field}") and text.endswith(found) for text in breaking_changes(old, new)] == [True]
+
+
+NUMBER_OR_NULL = {"anyOf": [{"type": "number"}, {"type": "null"}]}
+
+
+@pytest.mark.parametrize("path", sorted(RELEASED.iterdir()), ids=lambda path: path.name)
+def test_records_stay_compatible(path: Path) -> None:
+    """`released` has the schemas of the last release, or of an earlier commit: write them again with each release."""
+    assert breaking_changes(json.loads(path.read_text()), make_schemas()[path.name]) == []

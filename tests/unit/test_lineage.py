@@ -208,3 +208,9 @@ def test_rows_that_contradict_their_record_are_refused(column: str, values: list
         writer.write_table(table)
     with pytest.raises(msgspec.DecodeError, match=message):
         LineageBatch(sink.getvalue().to_pybytes())
+
+
+def test_a_record_of_another_format_is_refused_by_name() -> None:
+    (record,) = encode_lineage(msgspec.structs.replace(header(), format=2), columns(3, partitions=1))
+    with pytest.raises(msgspec.DecodeError, match="of format 2, not 1"):
+        LineageBatch(record.value)
