@@ -18,9 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from proofs.kit import Context, Result
+from stream_scorer.arrays import Bools, Ints
 from stream_scorer.control.cards import AlertedCards
 from stream_scorer.control.evidence import log_evidence
 from stream_scorer.control.verdict import ALPHA, CONFIRM_EVIDENCE, Tolerances, log_evidences
@@ -38,7 +38,6 @@ MAX_POWER_RATIO = 1.5
 # A promotion at the tolerance is withdrawn with probability ALPHA at most; 5,000 with more than 13 withdrawals have a
 # probability of less than 0.001.
 MAX_AT_TOLERANCE = 13
-Ints = NDArray[np.int64]
 Counts = tuple[Ints, Ints, Ints]
 
 
@@ -58,8 +57,8 @@ class Alerts:
 
     row: Ints
     card: Ints
-    candidate: NDArray[np.bool_]
-    baseline: NDArray[np.bool_]
+    candidate: Bools
+    baseline: Bools
 
 
 def run(context: Context) -> Result:

@@ -29,11 +29,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special, stats
 from sklearn.isotonic import IsotonicRegression
 
 from proofs.kit import Context, Result, cards
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble.manifest import Thresholds
 from stream_scorer.kafka.transactional_loop import InputRecord
@@ -70,10 +70,6 @@ POSITIVE = {"review+block": (1, 2), "block": (2,)}
 WIDEST = 1.2
 TOLERANCE = 1e-9
 WHO = cell_label("cards", "1", "champion")
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 
 def run(context: Context) -> Result:

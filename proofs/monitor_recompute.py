@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proofs.kit import TopicContent, cards, read_lineage, read_topic
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import DEFAULT, FRESH, MISSING, Contribution, MonitorMetric, Score
 from stream_scorer.spec.model import PipelineSpec, duration_ms
@@ -28,8 +29,6 @@ LABELLED = ("fpr", "precision", "false_discovery_rate", "recall", "false_positiv
 NOT_RECOMPUTED = ("segment_fpr", "label_maturity", "drift_state", "drift_evidence", "drift_chronic", "drift_event")
 POSITIVE = {"review+block": ("review", "block"), "block": ("block",)}
 
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
 Key = tuple[int, int, str, str]  # start, length (ms), metric, dimension
 
 
@@ -56,16 +55,16 @@ class Logs:
     pane_ms: int
     horizon_ms: int
     event_id: list[str]
-    event_time: NDArray[np.int64]
+    event_time: Ints
     decision: NDArray[Any]
-    value: NDArray[np.int64]
+    value: Ints
     duplicate: Bools
     degraded: Bools
     fallback: Bools
-    member_alerts: NDArray[np.int64]
+    member_alerts: Ints
     series: dict[str, Floats]
     counted: dict[str, Bools]
-    verdict: NDArray[np.int64]
+    verdict: Ints
     reviewed: Floats
     late: int
     sources: list[tuple[int, int]]
@@ -151,7 +150,7 @@ class Logs:
 
 def verdicts(
     scores: Sequence[Score], topic: TopicContent, rank: Mapping[str, int], keep_ms: int, bad: bytes | None
-) -> tuple[NDArray[np.int64], Floats, int]:
+) -> tuple[Ints, Floats, int]:
     """The label that holds of each row: the greatest by (source rank, labelled at, offset, partition)."""
     row_of = {s.event_id: row for row, s in reversed(list(enumerate(scores))) if not s.duplicate}
     holds: dict[int, tuple[tuple[float, int, int, int], _Label]] = {}
@@ -186,7 +185,7 @@ def recompute(logs: Logs, length: int) -> dict[Key, tuple[float | None, int | No
     starts, window = np.unique(logs.event_time // length * length, return_inverse=True)
     found: dict[Key, tuple[float | None, int | None, int | None]] = {}
 
-    def count(rows: Bools, weight: NDArray[np.int64] | None = None) -> list[int]:
+    def count(rows: Bools, weight: Ints | None = None) -> list[int]:
         out = np.zeros(len(starts), dtype=np.int64)
         np.add.at(out, window[rows], 1 if weight is None else weight[rows])
         return out.tolist()
@@ -286,7 +285,7 @@ def _without_labels(
             del found[key]
 
 
-def _distances(logs: Logs, name: str, values: Floats, window: NDArray[np.int64]) -> list[float]:
+def _distances(logs: Logs, name: str, values: Floats, window: Ints) -> list[float]:
     """Jensen-Shannon distance (nats) of each window's histogram from the manifest's, half a count added to each bin."""
     reference = logs.manifest["reference_profile"][name]
     edges, counts = np.array(reference["edges"], dtype=np.float64), np.array(reference["counts"], dtype=np.float64)

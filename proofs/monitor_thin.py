@@ -32,7 +32,8 @@ from proofs.kit import (
     wait_drained,
     wait_until,
 )
-from proofs.monitor_recompute import LABELLED, NOT_RECOMPUTED, POSITIVE, TOLERANCE, Bools, Key, Logs, recompute
+from proofs.monitor_recompute import LABELLED, NOT_RECOMPUTED, POSITIVE, TOLERANCE, Key, Logs, recompute
+from stream_scorer.arrays import Bools
 from stream_scorer.clock import SystemClock
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import MonitorMetric

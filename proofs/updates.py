@@ -14,9 +14,9 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from proofs.worlds import Bools, Prepared
+from proofs.worlds import Prepared
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 from stream_scorer.ensemble.manifest import Input, Manifest, preprocess_digest, read_manifest, read_members, sha256_hex
 from stream_scorer.ensemble.members import Member, load_member
@@ -32,7 +32,6 @@ LADDER = 1.6 ** np.arange(1, 9)
 # Weights of a faulty member grow to four times at most, those of a fault of the weight itself to 17 times.
 MODERATE = 3
 BISECTIONS = 10
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Inverted:
     def __init__(self, member: Member) -> None:
         self._member = member
 
-    def predict(self, inputs: Matrix) -> Matrix:
+    def predict(self, inputs: Floats) -> Floats:
         """See `Member.predict`."""
         return np.asarray(1.0 - self._member.predict(inputs))
 
@@ -144,10 +143,10 @@ class Effect:
 class Truth:
     """A stretch of traffic with its hidden truth: features ``(n, n_features)``; fraud and card ``(n,)``."""
 
-    features: Matrix
+    features: Floats
     fraud: Bools
-    card: NDArray[np.int64]
-    _raw: dict[str, Matrix] = field(default_factory=dict)
+    card: Ints
+    _raw: dict[str, Floats] = field(default_factory=dict)
 
     @classmethod
     def of(cls, stretch: Sequence[Prepared]) -> Truth:
@@ -157,7 +156,7 @@ class Truth:
         card = np.unique(np.array(ids, dtype=np.str_), return_inverse=True)[1]
         return cls(np.concatenate(matrices), np.concatenate([p.fraud for p in stretch]), card)
 
-    def score(self, version: Version, *, keep: bool = False) -> Matrix:
+    def score(self, version: Version, *, keep: bool = False) -> Floats:
         """Final scores ``(n,)``. `keep` keeps the members' outputs for later calls."""
         ensemble = version.ensemble("")
         outputs = []

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Ints
 from stream_scorer.control.collection import CollectionWatch
 from stream_scorer.control.counting import MAX_SUMMARIES
 from stream_scorer.control.incidents import Incidents
@@ -54,7 +54,6 @@ TRANSACTIONS, LABELS = "transactions", "labels"
 TRANSACTIONS_PER_S = 2_000
 # After this many rows of time, the newest counts are published (`control/verdicts.py`).
 FLUSH_ROWS = 20_000
-Bools = NDArray[np.bool_]
 
 
 @dataclass(slots=True)
@@ -145,7 +144,7 @@ class FeaturePath:
         """Pass alerts to the analysts."""
         self._labeller.alerted(list(event_id), list(decision))
 
-    def _records(self, topic: str, keys: list[bytes], values: list[bytes], timestamp: NDArray[np.int64]) -> RawRecords:
+    def _records(self, topic: str, keys: list[bytes], values: list[bytes], timestamp: Ints) -> RawRecords:
         partition = partitions_of(keys, PARTITIONS) if keys else np.zeros(0, np.int32)
         offset = np.zeros(len(keys), np.int64)
         following = self._next[topic]

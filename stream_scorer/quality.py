@@ -10,13 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.errors import SettingsError, install_hint
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 # Quantile bins: with equal widths nearly every score of a rare class would share the first.
 _CALIBRATION_BINS = 20
@@ -57,25 +53,25 @@ def require_sklearn(extra: str) -> None:
     _metrics(extra)
 
 
-def average_precision(score: F64, label: Bools) -> float | None:
+def average_precision(score: Floats, label: Bools) -> float | None:
     """Area under the precision-recall steps of ``(n,)`` scores, ties as one threshold; None without a fraud."""
     score, label = _scored(score, label)
     return float(_metrics().average_precision_score(label, score)) if label.any() else None
 
 
-def roc_auc(score: F64, label: Bools) -> float | None:
+def roc_auc(score: Floats, label: Bools) -> float | None:
     """Probability that a fraud scores above a genuine row, ties half; None unless there are both."""
     score, label = _scored(score, label)
     return float(_metrics().roc_auc_score(label, score)) if label.any() and not label.all() else None
 
 
-def log_loss(score: F64, label: Bools) -> float | None:
+def log_loss(score: Floats, label: Bools) -> float | None:
     """Mean negative log-likelihood of the labels ``(n,)`` under the scores ``(n,)``, in nats; None without rows."""
     score, label = _scored(score, label)
     return float(_metrics().log_loss(label, score, labels=[False, True])) if len(label) else None
 
 
-def calibration_error(score: F64, label: Bools) -> float | None:
+def calibration_error(score: Floats, label: Bools) -> float | None:
     """Mean over quantile bins of ``|mean score - fraud rate|``, weighted by rows; None without rows."""
     score, label = _scored(score, label)
     if not len(label):
@@ -87,7 +83,7 @@ def calibration_error(score: F64, label: Bools) -> float | None:
     return total / len(score)
 
 
-def precision_recall_curve(score: F64, label: Bools) -> tuple[F64, F64]:
+def precision_recall_curve(score: Floats, label: Bools) -> tuple[Floats, Floats]:
     """Precision and recall ``(k,)`` at every distinct score, strictest threshold first; empty without a fraud."""
     score, label = _scored(score, label)
     if not label.any():
@@ -97,7 +93,7 @@ def precision_recall_curve(score: F64, label: Bools) -> tuple[F64, F64]:
     return precision[-2::-1], recall[-2::-1]
 
 
-def ranking_of_counts(frauds: I64, genuine: I64) -> tuple[float | None, float | None]:
+def ranking_of_counts(frauds: Ints, genuine: Ints) -> tuple[float | None, float | None]:
     """Average precision and ROC AUC of scores that are given as counts per distinct score, lowest score first.
 
     For many rows, `frauds` and `genuine` ``(k,)`` need much less memory than a score per row and give the same figures.
@@ -114,7 +110,7 @@ def ranking_of_counts(frauds: I64, genuine: I64) -> tuple[float | None, float | 
     return precision, float(metrics.roc_auc_score(label, score, sample_weight=weight)) if hits.any() else None
 
 
-def brier_score(score: F64, label: Bools) -> float | None:
+def brier_score(score: Floats, label: Bools) -> float | None:
     """Mean squared difference of scores ``(n,)`` and labels ``(n,)``; None without rows."""
     score, label = _scored(score, label)
     return float(_metrics().brier_score_loss(label, score, pos_label=True)) if len(label) else None
@@ -126,7 +122,7 @@ def alert_quality(alert: Bools, label: Bools) -> AlertQuality:
     return AlertQuality(int(alert.sum()), int((alert & label).sum()), frauds, len(label) - frauds)
 
 
-def _scored(score: F64, label: Bools) -> tuple[F64, Bools]:
+def _scored(score: Floats, label: Bools) -> tuple[Floats, Bools]:
     scored = ~np.isnan(score)
     return score[scored], label[scored]
 

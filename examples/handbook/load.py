@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Ints
 from stream_scorer.errors import UsageError
 
 SPEC = Path(__file__).resolve().parent / "handbook.yaml"
@@ -27,25 +28,23 @@ START_MS = 1_522_540_800_000
 # The Handbook's feedback delay: a fraud is known a week after it happened.
 LABEL_DELAY_MS = 7 * DAY_MS
 
-I64 = NDArray[np.int64]
-
 
 @dataclass(frozen=True, slots=True)
 class Handbook:
     """Transactions in order of time; every column ``(n,)``. `event_time` in epoch ms, `amount` in cents."""
 
     event_id: list[str]
-    event_time: I64
+    event_time: Ints
     customer_id: list[str]
     terminal_id: list[str]
-    amount: I64
-    fraud: NDArray[np.bool_]
+    amount: Ints
+    fraud: Bools
 
     def __len__(self) -> int:
         return len(self.event_id)
 
     @property
-    def day(self) -> I64:
+    def day(self) -> Ints:
         """Days since 2018-04-01."""
         return (self.event_time - START_MS) // DAY_MS
 

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats
 from stream_scorer.ensemble.manifest import Manifest, MemberSpec, read_members
 from stream_scorer.ensemble.members.dense_json import Dense
 from stream_scorer.ensemble.preprocess import Preprocess
 
-Matrix = NDArray[np.float64]
 # Prepared rows (n, k) to parts (n, k) and margins (n,).
-_Attribute = Callable[[Matrix], tuple[Matrix, Matrix]]
+_Attribute = Callable[[Floats], tuple[Floats, Floats]]
 _EXTRA = "needs the libraries that trained the member: pip install '.[train]' in a checkout of the release"
 
 
@@ -54,7 +53,7 @@ class Explainer:
             for spec, data, prepare in zip(manifest.members, read_members(folder, manifest), self._prepare, strict=True)
         ]
 
-    def attribute(self, member: int, features: Matrix) -> tuple[Matrix, Matrix]:
+    def attribute(self, member: int, features: Floats) -> tuple[Floats, Floats]:
         """Parts ``(n, k)`` and margins ``(n,)`` of `features` ``(n, n_features)``; without a method, k is 0."""
         attribute = self.methods[member].attribute
         if attribute is None:
@@ -62,13 +61,13 @@ class Explainer:
         return attribute(self._prepare[member].apply(features))
 
 
-def strongest(parts: Matrix, limit: int) -> list[int]:
+def strongest(parts: Floats, limit: int) -> list[int]:
     """Indices of the at most `limit` parts of ``(k,)`` with the largest absolute values, in descending order."""
     order: list[int] = np.argsort(-np.abs(parts), kind="stable")[:limit].tolist()
     return order
 
 
-def _method(spec: MemberSpec, data: bytes, reference: Matrix) -> AttributionMethod:
+def _method(spec: MemberSpec, data: bytes, reference: Floats) -> AttributionMethod:
     if spec.format == "lightgbm-text":
         return _lightgbm(data)
     if spec.format == "xgboost-ubj":
@@ -93,7 +92,7 @@ def _lightgbm(data: bytes) -> AttributionMethod:
     trees = booster.num_trees() if b"\naverage_output" in data else 1
     unit = "probability" if b"\nobjective=regression" in data else "log-odds"
 
-    def attribute(rows: Matrix) -> tuple[Matrix, Matrix]:
+    def attribute(rows: Floats) -> tuple[Floats, Floats]:
         shap = np.asarray(booster.predict(rows, pred_contrib=True, num_threads=1), np.float64) / trees
         return shap[:, :-1], shap.sum(axis=1)
 
@@ -107,7 +106,7 @@ def _xgboost(data: bytes) -> AttributionMethod:
         return AttributionMethod(_EXTRA)
     booster = xgboost.Booster({"nthread": 1}, model_file=bytearray(data))
 
-    def attribute(rows: Matrix) -> tuple[Matrix, Matrix]:
+    def attribute(rows: Floats) -> tuple[Floats, Floats]:
         raw = booster.predict(xgboost.DMatrix(rows, nthread=1), pred_contribs=True, validate_features=False)
         shap = np.asarray(raw, np.float64)
         return shap[:, :-1], shap.sum(axis=1)

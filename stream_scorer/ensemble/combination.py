@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats
 from stream_scorer.ensemble.combine import References, Scenarios, link_table
 from stream_scorer.ensemble.manifest import (
     Manifest,
@@ -22,7 +22,6 @@ from stream_scorer.ensemble.manifest import (
     member_key,
 )
 
-Matrix = NDArray[np.float64]
 # Weights closer than this are the same; normalised weights are rounded sums.
 _SAME_WEIGHT = 1e-6
 _COMBINERS = {WeightedMean: "weighted mean", Median: "median", TrimmedMean: "trimmed mean", Stacking: "stacking"}
@@ -55,7 +54,7 @@ class Combination:
         references = references_of(baseline, candidate, back)
         return cls(changes, places, Scenarios(swap, weights[None, :], coefficients[None, :], references))
 
-    def of_candidate(self, member_scores: Matrix) -> Matrix:
+    def of_candidate(self, member_scores: Floats) -> Floats:
         """The candidate's scores ``(n, m)`` in the places of the baseline's members, NaN for all others."""
         out = np.full((len(member_scores), self.scenario.swap.shape[1]), np.nan)
         for here, there in self.places.items():
@@ -86,13 +85,13 @@ def references_of(version: Manifest, like: Manifest, places: Mapping[int, int]) 
     return References(link_table("rank", found), np.array(differ)) if any(differ) else None
 
 
-def coefficients_of(manifest: Manifest) -> Matrix:
+def coefficients_of(manifest: Manifest) -> Floats:
     """``(m,)``: the coefficients of stacking; 0 for another combiner."""
     how = manifest.combiner
     return np.array(how.coefficients if isinstance(how, Stacking) else [0.0] * len(manifest.members))
 
 
-def restored(version: Manifest, like: Manifest, places: Mapping[int, int]) -> tuple[Matrix, Matrix]:
+def restored(version: Manifest, like: Manifest, places: Mapping[int, int]) -> tuple[Floats, Floats]:
     """Weights and coefficients ``(m,)`` of a version, each as in the version `like`.
 
     Weights of a mean are relative, and versions may normalise them differently: a member's weight has changed if its

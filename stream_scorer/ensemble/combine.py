@@ -19,8 +19,8 @@ from typing import Protocol
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Int8s, Ints
 from stream_scorer.ensemble.calibrate import CalibratorTable, calibrate_one
 from stream_scorer.ensemble.links import clipped, logit_of, rank_of, sigmoid_of
 from stream_scorer.ensemble.manifest import (
@@ -36,9 +36,6 @@ from stream_scorer.ensemble.manifest import (
     TrimmedMean,
 )
 from stream_scorer.records import DECISIONS, Decision
-
-Matrix = NDArray[np.float64]
-Vector = NDArray[np.float64]
 
 # 0.05 + 0.35 is below a quorum of 0.4 by 3e-17; a quorum is not meant to that precision.
 QUORUM_SLACK = 1e-12
@@ -68,7 +65,7 @@ class Voter(Protocol):
 
 
 # Link, the ascending scores on the reference rows of all members, and where those of each member begin.
-LinkTable = tuple[int, NDArray[np.float64], NDArray[np.int64]]
+LinkTable = tuple[int, Floats, Ints]
 
 
 def link_table(link: Link, ranks: Sequence[Sequence[float]]) -> LinkTable:
@@ -86,7 +83,7 @@ class References:
     """
 
     link: LinkTable
-    differ: NDArray[np.bool_]
+    differ: Bools
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +96,9 @@ class Scenarios:
         references: of the scores that replace others; None if they have the same ones.
     """
 
-    swap: NDArray[np.bool_]
-    weights: Matrix
-    coefficients: Matrix
+    swap: Bools
+    weights: Floats
+    coefficients: Floats
     references: References | None = None
 
 
@@ -133,14 +130,14 @@ class Combiner:
         m = manifest
         return cls(m.members, m.combiner, m.link, m.final_calibrator, m.quorum)
 
-    def combine(self, raw: Matrix) -> tuple[Matrix, Matrix, Matrix, Vector, Vector, Vector, Vector]:
+    def combine(self, raw: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats, Floats]:
         """Combine the members' uncalibrated probabilities ``(n, m)``, NaN where missing.
 
         Returns, in the order of the fields of `Scored`: member scores, weights, contributions (each ``(n, m)``), base,
         z, score, coverage (each ``(n,)``).
         """
         c, g = self._calibrators, self._final
-        packed: tuple[Matrix, Matrix, Matrix, Vector, Vector, Vector, Vector] = _combine(
+        packed: tuple[Floats, Floats, Floats, Floats, Floats, Floats, Floats] = _combine(
             raw,
             (c.kinds, c.starts, c.first, c.second),
             (g.kinds, g.starts, g.first, g.second),
@@ -152,22 +149,22 @@ class Combiner:
         )
         return packed
 
-    def linked(self, member_scores: Matrix, references: References | None = None) -> Matrix:
+    def linked(self, member_scores: Floats, references: References | None = None) -> Floats:
         """``(n, m)``: calibrated scores on the scale of the link, by `references` if given; NaN stays NaN."""
-        values: Matrix = _linked(member_scores, self._link if references is None else references.link)
+        values: Floats = _linked(member_scores, self._link if references is None else references.link)
         return values
 
-    def left_out(self, member_scores: Matrix, score: Vector) -> Matrix:
+    def left_out(self, member_scores: Floats, score: Floats) -> Floats:
         """``(n, m)``: the final score with each member left out, as if it were missing.
 
         For a member that is missing, this is the served score. NaN where the served score is NaN or no member remains.
         """
         g = self._final
         final = (g.kinds, g.starts, g.first, g.second)
-        scores: Matrix = _left_out(member_scores, score, final, self._weights, self._link, self._how)
+        scores: Floats = _left_out(member_scores, score, final, self._weights, self._link, self._how)
         return scores
 
-    def what_if(self, member_scores: Matrix, theirs: Matrix, scenarios: Scenarios) -> Matrix:
+    def what_if(self, member_scores: Floats, theirs: Floats, scenarios: Scenarios) -> Floats:
         """``(n, s)``: the final score in each scenario, NaN where no member remains. The quorum is not applied.
 
         Args:
@@ -180,17 +177,17 @@ class Combiner:
         swap, weights, coefficients = scenarios.swap, scenarios.weights, scenarios.coefficients
         own = scenarios.references or References(self._link, self._same)
         links = self._link, own.link, own.differ
-        scores: Matrix = _what_if(member_scores, theirs, swap, weights, coefficients, final, links, rule)
+        scores: Floats = _what_if(member_scores, theirs, swap, weights, coefficients, final, links, rule)
         return scores
 
-    def finish(self, z: Vector) -> Vector:
+    def finish(self, z: Floats) -> Floats:
         """``(n,)``: the final score of each z; NaN stays NaN."""
         g = self._final
-        scores: Vector = _finish(z, self._link[0], (g.kinds, g.starts, g.first, g.second))
+        scores: Floats = _finish(z, self._link[0], (g.kinds, g.starts, g.first, g.second))
         return scores
 
 
-def decide(score: Vector, review: Vector | float, block: Vector | float, fallback: Decision) -> NDArray[np.int8]:
+def decide(score: Floats, review: Floats | float, block: Floats | float, fallback: Decision) -> Int8s:
     """``(n,) int8``: index into `records.DECISIONS` per score; `fallback` for NaN (no quorum)."""
     decision = (score >= review).astype(np.int8)
     decision += score >= block

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats
 from stream_scorer.ensemble import pair
 from stream_scorer.ensemble.attribution import Explainer
 from stream_scorer.ensemble.combine import Combiner, References, Scenarios
@@ -29,9 +29,6 @@ from stream_scorer.errors import ArtifactError
 SELF_TEST_TOLERANCE = 1e-6
 # Rows of the warm-up, which compiles every loop and loads the memory pages of all trees before the first transaction.
 _WARM_UP_ROWS = 256
-
-Matrix = NDArray[np.float64]
-Vector = NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -48,22 +45,22 @@ class Scored:
         member_seconds: ``(m,)`` wall-clock seconds each member took, preprocess included.
     """
 
-    member_scores: Matrix
-    weights: Matrix
-    contributions: Matrix
-    base: Vector
-    z: Vector
-    score: Vector
-    coverage: Vector
+    member_scores: Floats
+    weights: Floats
+    contributions: Floats
+    base: Floats
+    z: Floats
+    score: Floats
+    coverage: Floats
     failures: dict[str, str]
-    member_seconds: Vector
+    member_seconds: Floats
 
 
 @dataclass(slots=True, frozen=True)
 class MemberOutput:
     """One member's output for n rows: `raw` ``(n,)`` probabilities, NaN where missing; the reason; the duration."""
 
-    raw: Vector
+    raw: Floats
     reason: str
     seconds: float
 
@@ -128,7 +125,7 @@ class Ensemble:
         ensemble.self_test()
         return ensemble
 
-    def score(self, features: Matrix) -> Scored:
+    def score(self, features: Floats) -> Scored:
         """Score a batch: ``(n, n_features) float64``, columns as `feature_names`, NaN is missing.
 
         A member that raises is missing for the whole batch; an output of NaN or outside [0, 1] is missing for that row.
@@ -140,14 +137,14 @@ class Ensemble:
         features = self.checked(features)
         return self.combine([self.predict_member(index, features) for index in range(len(self._members))])
 
-    def checked(self, features: Matrix) -> Matrix:
+    def checked(self, features: Floats) -> Floats:
         """`features` as C-contiguous float64. Raises `ValueError`, see `score`."""
         features = np.ascontiguousarray(features, np.float64)
         if features.ndim != 2 or features.shape[1] != len(self.feature_names):
             raise ValueError(f"a matrix of shape {features.shape} for {len(self.feature_names)} features")
         return features
 
-    def predict_member(self, index: int, features: Matrix) -> MemberOutput:
+    def predict_member(self, index: int, features: Floats) -> MemberOutput:
         """The output of the member at `index` for `checked` features. Never raises; see `score`."""
         raw, started = np.empty(len(features), np.float64), time.perf_counter()
         reason = _predict(self._members[index], features, raw)
@@ -165,19 +162,19 @@ class Ensemble:
         member_scores, weights, contributions, base, z, score, coverage = self._combiner.combine(raw)
         return Scored(member_scores, weights, contributions, base, z, score, coverage, failures, seconds)
 
-    def linked(self, member_scores: Matrix, references: References | None = None) -> Matrix:
+    def linked(self, member_scores: Floats, references: References | None = None) -> Floats:
         """Calibrated scores ``(n, m)`` on the scale of the link; see `Combiner.linked`."""
         return self._combiner.linked(member_scores, references)
 
-    def left_out_scores(self, scored: Scored) -> Matrix:
+    def left_out_scores(self, scored: Scored) -> Floats:
         """See the function `left_out_scores`; this method reuses the combiner."""
         return self._combiner.left_out(scored.member_scores, scored.score)
 
-    def what_if(self, member_scores: Matrix, theirs: Matrix, scenarios: Scenarios) -> Matrix:
+    def what_if(self, member_scores: Floats, theirs: Floats, scenarios: Scenarios) -> Floats:
         """See `Combiner.what_if`."""
         return self._combiner.what_if(member_scores, theirs, scenarios)
 
-    def finish(self, z: Vector) -> Vector:
+    def finish(self, z: Floats) -> Floats:
         """See `Combiner.finish`."""
         return self._combiner.finish(z)
 
@@ -226,14 +223,14 @@ class Ensemble:
         self.left_out_scores(scored)
         self._warm_up_comparison(features, scored)
 
-    def _warm_up_comparison(self, features: Matrix, scored: Scored) -> None:
+    def _warm_up_comparison(self, features: Floats, scored: Scored) -> None:
         """Compile what a comparison with another version calls, see `pair`."""
         ones = np.ones((1, len(self.member_names)))
         self.what_if(scored.member_scores, scored.member_scores, Scenarios(ones > 0.0, ones, ones))
         self.finish(scored.z)
         pair.warm_up(self.manifest, features)
 
-    def _compare(self, subject: str, got: Vector, expected: Vector) -> None:
+    def _compare(self, subject: str, got: Floats, expected: Floats) -> None:
         same = np.isclose(got, expected, rtol=0.0, atol=SELF_TEST_TOLERANCE, equal_nan=True)
         if not same.all():
             row = int(np.argmin(same))
@@ -245,12 +242,12 @@ class Ensemble:
             )
 
 
-def left_out_scores(scored: Scored, manifest: Manifest) -> Matrix:
+def left_out_scores(scored: Scored, manifest: Manifest) -> Floats:
     """``(n, m)``: the final score with each member left out and the weights renormalised over the rest."""
     return Combiner.of(manifest).left_out(scored.member_scores, scored.score)
 
 
-def _predict(loaded: _Loaded, features: Matrix, out: Vector) -> str:
+def _predict(loaded: _Loaded, features: Floats, out: Floats) -> str:
     """Write one member's probabilities to `out` ``(n,)``, NaN where missing. Returns why any are missing, or ''."""
     try:
         probability = loaded.member.predict(loaded.preprocess.apply(features))
@@ -265,5 +262,5 @@ def _predict(loaded: _Loaded, features: Matrix, out: Vector) -> str:
     return f"NaN or outside [0, 1] in {wrong} of {out.shape[0]} rows" if wrong else ""
 
 
-def _matrix(rows: Sequence[Sequence[float | None]]) -> Matrix:
+def _matrix(rows: Sequence[Sequence[float | None]]) -> Floats:
     return np.array([[math.nan if value is None else value for value in row] for row in rows], np.float64)

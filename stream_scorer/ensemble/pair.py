@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.ensemble.combination import (
     Combination,
     coefficients_of,
@@ -34,7 +34,6 @@ from stream_scorer.ensemble.manifest import (
     member_key,
 )
 
-Matrix = NDArray[np.float64]
 # Classes of a value: neither missing nor clipped otherwise, missing before preprocessing, clipped otherwise.
 CLASSES = ("regular", "missing", "clipped")
 # Shifts below this share of a bin are no difference.
@@ -92,8 +91,8 @@ class PairPlan:
         now = np.array([member.weight for member in candidate.members]), coefficients_of(candidate)
         before = restored(candidate, baseline, places)
         members: list[MemberPlan] = []
-        swaps: list[NDArray[np.bool_]] = []
-        rows: list[tuple[Matrix, ...]] = []
+        swaps: list[Bools] = []
+        rows: list[tuple[Floats, ...]] = []
         subjects: list[tuple[int, str]] = []
         for index, member in enumerate(candidate.members):
             place = places.get(index)
@@ -127,7 +126,7 @@ class PairPlan:
         """Whether nothing differs that alerts depend on."""
         return not self.members and not self.policy and self.combination is None
 
-    def of_baseline(self, member_scores: Matrix, width: int) -> Matrix:
+    def of_baseline(self, member_scores: Floats, width: int) -> Floats:
         """The baseline's scores ``(n, m')`` in the places of the candidate's `width` members.
 
         NaN for a member that the baseline does not have. Columns of members that are not in the plan are NaN.
@@ -160,7 +159,7 @@ class InputComparison:
         for row, each in enumerate(edges):
             self._edges[row, : len(each)] = each
 
-    def count(self, features: Matrix, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def count(self, features: Floats, rows: Ints) -> Ints:
         """``(k, 3, 3) int64`` over the `rows` of `features`: per pair and class of `CLASSES`.
 
         Number of rows, of rows in another bin, and the total distance in bins; a shift of less than a quarter of a bin
@@ -169,7 +168,7 @@ class InputComparison:
         """
         if not len(self._columns):
             return np.zeros((0, len(CLASSES), 3), np.int64)
-        counts: NDArray[np.int64] = _compare(
+        counts: Ints = _compare(
             features, rows, self._columns, self._candidate, self._baseline, self._edges, self._n_edges
         )
         return counts
@@ -185,13 +184,13 @@ class BinnedSums:
         for row, each in enumerate(edges):
             self._edges[row, : len(each)] = each
 
-    def bins(self, features: Matrix, columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    def bins(self, features: Floats, columns: Ints) -> Ints:
         """``(n, k) int64``: the bins of the `columns` of `features` ``(n, n_features)``; the last one is for NaN."""
-        found: NDArray[np.int64] = _bins(features, columns, self._edges, self.n_edges)
+        found: Ints = _bins(features, columns, self._edges, self.n_edges)
         return found
 
 
-def warm_up(manifest: Manifest, features: Matrix) -> None:
+def warm_up(manifest: Manifest, features: Floats) -> None:
     """Compile the functions on rows."""
     name = manifest.features[0]
     pairs = [(name, Input(), Input(impute=0.0, scale=2.0))]
@@ -245,7 +244,7 @@ def _coefficient(index: int, manifest: Manifest) -> float:
     return float(coefficients_of(manifest)[index]) if manifest.members[index].weight > 0.0 else 0.0
 
 
-def _with_one(now: tuple[Matrix, ...], before: tuple[Matrix, ...], index: int) -> tuple[Matrix, ...]:
+def _with_one(now: tuple[Floats, ...], before: tuple[Floats, ...], index: int) -> tuple[Floats, ...]:
     """The arrays `now`, each with the value of one member as `before`."""
     changed = tuple(each.copy() for each in now)
     for each, value in zip(changed, before, strict=True):

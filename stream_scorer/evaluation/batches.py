@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Ints
 from stream_scorer.evaluation.sources import ColumnRun
 from stream_scorer.features.engine import EventBatch
 from stream_scorer.features.label_cuts import LabelCuts
@@ -19,7 +19,6 @@ from stream_scorer.replay.pieces import TRIM_EVERY
 from stream_scorer.serde.columns import slice_labels, slice_transactions
 from stream_scorer.spec.model import CheckedSpec
 
-I64 = NDArray[np.int64]
 _TRANSACTIONS, _LABELS = SourcePartition("transactions", 0), SourcePartition("labels", 0)
 
 
@@ -36,7 +35,7 @@ class Batch:
     """
 
     events: EventBatch
-    time: I64
+    time: Ints
     scored: bool
     ends_piece: bool
     trims: bool

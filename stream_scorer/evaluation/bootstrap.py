@@ -12,14 +12,12 @@ import math
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Int8s, Ints, UInt8s
 from stream_scorer.evaluation.result import Interval
 from stream_scorer.records import DECISIONS
 from stream_scorer.splitmix64 import STEP, finalise
 
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 LEVEL = 0.95
 # A bootstrap over fewer cards shows hardly any of the variance; over a single one, none at all.
 MIN_CARDS = 10
@@ -62,11 +60,11 @@ def _add(hist, group, which, weights):  # type: ignore[no-untyped-def]  # pragma
 class CardWeights:
     """The weights of the cards of one piece: (c, replicates) uint8, and per transaction (n,) the place of its card."""
 
-    def __init__(self, card: I64, replicates: int, seed: int) -> None:
+    def __init__(self, card: Ints, replicates: int, seed: int) -> None:
         self.cards, self.place = np.unique(card, return_inverse=True)
-        self.weights: NDArray[np.uint8] = _weights(self.cards, replicates, seed, _CUMULATED)
+        self.weights: UInt8s = _weights(self.cards, replicates, seed, _CUMULATED)
 
-    def sums(self, rows: NDArray[np.bool_], value: I64 | None = None) -> F64:
+    def sums(self, rows: Bools, value: Ints | None = None) -> Floats:
         """(replicates,): the weighted number of the marked transactions, or the sum of their `value`."""
         weights = self.weights[self.place[rows]].astype(np.float64)
         return weights.sum(axis=0) if value is None else value[rows].astype(np.float64) @ weights
@@ -79,7 +77,7 @@ class Replicates:
         fraud: the scores of all frauds, which determine the bins.
     """
 
-    def __init__(self, fraud: F64, replicates: int, budgets: int) -> None:
+    def __init__(self, fraud: Floats, replicates: int, budgets: int) -> None:
         levels = np.unique(fraud[~np.isnan(fraud)])
         exact = len(levels) <= BINS
         if not exact:
@@ -104,11 +102,11 @@ class Replicates:
     def add(
         self,
         cards: CardWeights,
-        score: F64,
-        fraud: NDArray[np.bool_],
-        decision: NDArray[np.int8],
-        value: I64,
-        in_budget: list[NDArray[np.bool_]],
+        score: Floats,
+        fraud: Bools,
+        decision: Int8s,
+        value: Ints,
+        in_budget: list[Bools],
     ) -> None:
         """Add transactions ``(n,)``: score, fraud, decision (as in `DECISIONS`), value, and alert at each budget."""
         alert, block = decision > 0, decision == DECISIONS.index("block")
@@ -131,7 +129,7 @@ class Replicates:
         for index, inside in enumerate(in_budget):
             self._caught_budget[index] += cards.sums(inside & fraud)
 
-    def figures(self) -> dict[str, F64]:
+    def figures(self) -> dict[str, Floats]:
         """(replicates,) of each figure, NaN where it is undefined, or based on fewer than `MIN_CARDS` cards."""
         with np.errstate(invalid="ignore", divide="ignore"):
             genuine, fraud, half = (hist[::-1].astype(np.float64) for hist in (self._genuine, self._fraud, self._half))
@@ -166,7 +164,7 @@ class Replicates:
         return (self._fraud_cards, self._genuine_cards) if name == "roc_auc" else (self._fraud_cards,)
 
 
-def interval(value: float | None, replicates: F64 | None) -> Interval:
+def interval(value: float | None, replicates: Floats | None) -> Interval:
     """`value` with the central 95 % of the replicates that are defined."""
     if value is None or replicates is None:
         return Interval(value)

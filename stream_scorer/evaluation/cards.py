@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.evaluation.result import CardPrecision, Detection
 
-I64 = NDArray[np.int64]
-F64 = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 DAY_MS = 86_400_000
 
 
@@ -24,12 +21,12 @@ class DailyCards:
 
     def __init__(self, scores: int, ks: list[int]) -> None:
         self._ks = ks
-        self._open: list[tuple[I64, F64, Bools]] = []
+        self._open: list[tuple[Ints, Floats, Bools]] = []
         self._day = -1
         self._known: list[list[set[int]]] = [[set() for _ in ks] for _ in range(scores)]
         self._found: list[list[list[tuple[int, float]]]] = [[[] for _ in ks] for _ in range(scores)]
 
-    def add(self, time: I64, card: I64, scores: F64, fraud: Bools) -> None:
+    def add(self, time: Ints, card: Ints, scores: Floats, fraud: Bools) -> None:
         """Add transactions: running time ``(n,)`` ms, card ``(n,)``, scores ``(n, s)``, fraud ``(n,)``."""
         days = time // DAY_MS
         edges = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist(), len(days)]
@@ -74,7 +71,7 @@ class DailyCards:
         return out
 
 
-def detection(card: I64, event_time: I64, value: I64, alert: Bools, gap_days: int) -> Detection:
+def detection(card: Ints, event_time: Ints, value: Ints, alert: Bools, gap_days: int) -> Detection:
     """The fraud cases of frauds ``(n,)``, see `Detection`."""
     order = np.lexsort((event_time, card))
     card, event_time, value, alert = card[order], event_time[order], value[order], alert[order]

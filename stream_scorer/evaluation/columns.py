@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.errors import UsageError
 from stream_scorer.parquet import (
     TimeColumns,
@@ -30,8 +30,6 @@ from stream_scorer.serde.decoder import TransactionDecoder, Transactions
 from stream_scorer.serde.files import transaction_kinds
 from stream_scorer.spec.model import MAX_VALUE, CheckedSpec, Field
 
-I64 = NDArray[np.int64]
-F64 = NDArray[np.float64]
 # More bytes than a JSON record of one field needs besides its text, and the most that one character can need.
 _FIELD_BYTES, _CHARACTER_BYTES = 64, 12
 
@@ -75,7 +73,7 @@ class TransactionFile:
                 yield batch.num_rows, self._decode(batch, checked)
         checked.require()
 
-    def block(self, first: int, stop: int, rows: int) -> tuple[I64, Transactions]:
+    def block(self, first: int, stop: int, rows: int) -> tuple[Ints, Transactions]:
         """The valid ones of the rows ``[first, stop)``: their numbers in the file (n,), and their columns.
 
         Only the row groups of these rows are read, at most `rows` rows at a time.
@@ -119,7 +117,7 @@ class TransactionFile:
         if not self._short:
             raise _Unusual
         shape = self._shape
-        numeric: dict[str, F64] = {}
+        numeric: dict[str, Floats] = {}
         ids: dict[str, list[Any]] = {}
         value = time = np.zeros(0, np.int64)
         for name, field in shape.fields.items():
@@ -162,11 +160,11 @@ class TransactionFile:
             if lengths["min"] < 1 or lengths["max"] > field.max_length:
                 raise _Unusual
 
-    def _integers(self, column: Any, field: Field, most: int) -> I64:
+    def _integers(self, column: Any, field: Field, most: int) -> Ints:
         if not (self._pa.types.is_integer(column.type) or self._pa.types.is_floating(column.type)):
             raise _Unusual
         # Refuses what is not whole, see `_decode`.
-        found: I64 = column.cast(self._pa.int64()).to_numpy(zero_copy_only=False)
+        found: Ints = column.cast(self._pa.int64()).to_numpy(zero_copy_only=False)
         if column.null_count:
             raise _Unusual
         low, high = (0, most) if field.type == "time" else (-most, most)
@@ -177,7 +175,7 @@ class TransactionFile:
             raise _Unusual
         return found
 
-    def _numbers(self, column: Any, field: Field) -> F64:
+    def _numbers(self, column: Any, field: Field) -> Floats:
         """A category, boolean, number, time or integer as (n,) float64, NaN for null."""
         import pyarrow.compute as pc
 
@@ -212,11 +210,11 @@ class TransactionFile:
         return found
 
 
-def _floats(column: Any) -> F64:
-    values: F64 = column.cast("float64").to_numpy(zero_copy_only=False)
+def _floats(column: Any) -> Floats:
+    values: Floats = column.cast("float64").to_numpy(zero_copy_only=False)
     return values
 
 
-def _valid(column: Any) -> NDArray[np.bool_]:
-    valid: NDArray[np.bool_] = column.is_valid().to_numpy(zero_copy_only=False)
+def _valid(column: Any) -> Bools:
+    valid: Bools = column.is_valid().to_numpy(zero_copy_only=False)
     return valid

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Int8s, Ints
 from stream_scorer.evaluation.labels import FRAUD, UNLABELLED
 from stream_scorer.evaluation.result import Alerts
 from stream_scorer.quality import AlertQuality
 
-I64 = NDArray[np.int64]
-I8 = NDArray[np.int8]
 _LABELS, _DECISIONS = 3, 3
 # Amounts are added in two halves, each exact as a double: the sum of 2^29 of them stays below 2^53.
 _HALF = 24
@@ -32,7 +30,7 @@ class Cells:
             empty = np.zeros((more, _LABELS, _DECISIONS), np.int64)
             self.rows, self.value = np.concatenate([self.rows, empty]), np.concatenate([self.value, empty])
 
-    def add(self, group: I64, label: I8, decision: I8, value: I64) -> None:
+    def add(self, group: Ints, label: Int8s, decision: Int8s, value: Ints) -> None:
         """Add transactions ``(n,)``; a group below 0 is left out."""
         cell = (group * _LABELS + (label - UNLABELLED)) * _DECISIONS + decision
         inside = group >= 0
@@ -108,7 +106,7 @@ class Ranking:
         fraud: the scores of all frauds. keep: how many of the highest scores budgets need.
     """
 
-    def __init__(self, fraud: NDArray[np.float64], keep: int) -> None:
+    def __init__(self, fraud: Floats, keep: int) -> None:
         fraud = fraud[~np.isnan(fraud)]
         self._levels, counts = np.unique(fraud, return_counts=True)
         # Even places lie between levels, odd ones on them.
@@ -119,7 +117,7 @@ class Ranking:
         self._keep = keep
         self._top = np.zeros(0)
 
-    def add(self, score: NDArray[np.float64], fraud: NDArray[np.bool_]) -> None:
+    def add(self, score: Floats, fraud: Bools) -> None:
         """Add the scores of transactions ``(n,)``."""
         present = ~np.isnan(score)
         self.missing += len(score) - int(present.sum())
@@ -131,7 +129,7 @@ class Ranking:
         self.genuine += np.bincount(place, minlength=len(self.genuine))
         self._add_top(score[present])
 
-    def _add_top(self, score: NDArray[np.float64]) -> None:
+    def _add_top(self, score: Floats) -> None:
         if not self._keep:
             return
         if len(self._top) >= self._keep:

@@ -24,8 +24,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.clock import Clock, SystemClock
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import MANIFEST_FILE, read_manifest, read_members
@@ -45,7 +45,6 @@ from stream_scorer.serde.decoder import Labels, Transactions
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.workers import Actor, Workers
 
-I64 = NDArray[np.int64]
 # Rows of the file that one call reads: a multiple of the rows that are decoded together.
 BLOCK = 8 * CHUNK
 _END_BYTES = 65_536
@@ -98,8 +97,8 @@ class Index:
         event_time: (n,) int64. ids: n ids of every entity with labels.
     """
 
-    rows: I64
-    event_time: I64
+    rows: Ints
+    event_time: Ints
     ids: dict[str, list[str | None]]
 
 
@@ -147,7 +146,7 @@ class BlockWorker:
         self._scorer.timing.stages["read"] += self._clock.monotonic() - began
         return index, transactions, *own, *others
 
-    def score(self, segments: list[tuple[int, int, int]], time: I64, width: int, *inputs: Any) -> ScoredPiece:
+    def score(self, segments: list[tuple[int, int, int]], time: Ints, width: int, *inputs: Any) -> ScoredPiece:
         """A piece: per segment, the place of its block among `inputs`, and its transactions ``[low, high)`` there.
 
         Args:
@@ -155,7 +154,7 @@ class BlockWorker:
                 shard computed.
         """
         job, piece, at, missing, duplicates = self._job, Piece(), 0, 0, 0
-        blocks: dict[int, tuple[Transactions, NDArray[np.float64], NDArray[np.bool_]]] = {}
+        blocks: dict[int, tuple[Transactions, Floats, Bools]] = {}
         for place, first, last in segments:
             if place not in blocks:
                 began = self._clock.monotonic()
@@ -189,7 +188,7 @@ class ShardWorker:
         self._others = {name: EntityShard(checked, name, number, count) for name in others}
         self._clock, self._timing = SystemClock(), Timing()
 
-    def own(self, batching: Batching, labels: Labels, part: Part) -> tuple[Values, I64]:
+    def own(self, batching: Batching, labels: Labels, part: Part) -> tuple[Values, Ints]:
         """The features of the partition entity, and the rows of the block that are duplicates."""
         assert self._own is not None
         began = self._clock.monotonic()
@@ -197,7 +196,7 @@ class ShardWorker:
         self._timing.stages["features"] += self._clock.monotonic() - began
         return values, values.rows[values.duplicate]
 
-    def others(self, batching: Batching, labels: Labels, parts: dict[str, Part], *duplicates: I64) -> list[Values]:
+    def others(self, batching: Batching, labels: Labels, parts: dict[str, Part], *duplicates: Ints) -> list[Values]:
         """The features of the other entities; `duplicates` are those that each shard found."""
         began = self._clock.monotonic()
         rows = np.concatenate([np.zeros(0, np.int64), *duplicates])
@@ -261,9 +260,9 @@ class _Piece:
 
     blocks: list[_Block] = field(default_factory=list)
     segments: list[tuple[int, int, int]] = field(default_factory=list)
-    time: list[I64] = field(default_factory=list)
+    time: list[Ints] = field(default_factory=list)
 
-    def add(self, block: _Block, low: int, high: int, time: I64) -> None:
+    def add(self, block: _Block, low: int, high: int, time: Ints) -> None:
         if not self.blocks or self.blocks[-1] is not block:
             self.blocks.append(block)
         place = len(self.blocks) - 1

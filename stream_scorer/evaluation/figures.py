@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Int8s, Ints
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.lineup import MemberPool
 from stream_scorer.evaluation.bootstrap import CardWeights, Replicates, interval
@@ -27,9 +28,6 @@ from stream_scorer.evaluation.store import Columns, Store, usable
 from stream_scorer.quality import ranking_of_counts
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 
-I64 = NDArray[np.int64]
-F64 = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 # Called with the number of pieces that are read, and how many there are to read.
 OnPiece = Callable[[int, int], None]
 # Label ages in units of the spec's label horizon.
@@ -218,9 +216,9 @@ class Accumulator:
             score = piece[f"m{index}"]
             _add_alerts(member.budgets, [score >= threshold for threshold in member.thresholds], label, value)
 
-    def _group_columns(self, piece: Columns) -> dict[str, I64]:
+    def _group_columns(self, piece: Columns) -> dict[str, Ints]:
         age = (self._as_of - piece["event_time"]) / self._horizon
-        found: dict[str, I64] = {
+        found: dict[str, Ints] = {
             AGE: np.searchsorted(np.array(_AGES), age, side="right").astype(np.int64),
             "day": self._day_places(piece["time"] // DAY_MS),
         }
@@ -231,7 +229,7 @@ class Accumulator:
             found[name] = np.where(codes < 0, size, codes)
         return found
 
-    def _day_places(self, days: I64) -> I64:
+    def _day_places(self, days: Ints) -> Ints:
         """The place of each day (n,) among those found so far; running time never decreases."""
         newest = self._days[-1] if self._days else -1
         self._days += [day for day in np.unique(days).tolist() if day > newest]
@@ -260,7 +258,9 @@ class Accumulator:
             first_time=survey.first_time,
         )
 
-    def _version(self, index: int, version: _Version, replicates: dict[str, F64], daily: DailyCards) -> VersionResult:
+    def _version(
+        self, index: int, version: _Version, replicates: dict[str, Floats], daily: DailyCards
+    ) -> VersionResult:
         ensemble, options, survey = self._versions[index], self._options, self._survey
         manifest = ensemble.manifest
         precision, auc = ranking_of_counts(version.ranking.frauds, version.ranking.genuine)
@@ -353,7 +353,7 @@ def labels_of(versions: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{ensemble}.{version}" for ensemble, version in versions]
 
 
-def _add_alerts(budgets: Sequence[Cells], inside: Sequence[Bools], label: NDArray[np.int8], value: I64) -> None:
+def _add_alerts(budgets: Sequence[Cells], inside: Sequence[Bools], label: Int8s, value: Ints) -> None:
     """Add the transactions inside each budget, which are few: see `Cells.with_rest`."""
     for cells, alert in zip(budgets, inside, strict=True):
         rows = np.flatnonzero(alert)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Int8s, Ints
 from stream_scorer.serde.columns import take_labels
 from stream_scorer.serde.decoder import LabelDecoder, Labels, hash_ids
 from stream_scorer.serde.label_ranks import label_ranks
@@ -15,8 +16,6 @@ from stream_scorer.serde.raw import RawRecords
 from stream_scorer.serde.rejections import Rejections
 from stream_scorer.spec.model import CheckedSpec
 
-I64 = NDArray[np.int64]
-I8 = NDArray[np.int8]
 UNLABELLED, GENUINE, FRAUD = -1, 0, 1
 
 
@@ -24,11 +23,11 @@ UNLABELLED, GENUINE, FRAUD = -1, 0, 1
 class Outcomes:
     """The label of each of k labelled events that counts: `id_hash` (k,) int64, ascending, when and what it is."""
 
-    id_hash: I64
-    labelled_at: I64
-    fraud: NDArray[np.bool_]
+    id_hash: Ints
+    labelled_at: Ints
+    fraud: Bools
 
-    def of(self, id_hash: I64) -> tuple[I8, I64]:
+    def of(self, id_hash: Ints) -> tuple[Int8s, Ints]:
         """For events (n,): `FRAUD`, `GENUINE` or `UNLABELLED` (n,) int8, and when that was given (n,), -1 without."""
         label, given = np.full(len(id_hash), UNLABELLED, np.int8), np.full(len(id_hash), -1, np.int64)
         if len(self.id_hash):
@@ -55,7 +54,7 @@ class KnownLabels:
         self._decoder = LabelDecoder(checked)
         self._rank = checked.spec.labels.source_rank
         self._as_of = as_of
-        self._parts: list[tuple[I64, I64, I64, NDArray[np.bool_]]] = []
+        self._parts: list[tuple[Ints, Ints, Ints, Bools]] = []
         self.outcomes = Outcomes(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
         self.given, self.later, self.newest = 0, 0, -1
         self.refused = Rejections("labels")
@@ -100,7 +99,7 @@ class KnownLabels:
         """The digest of all that is known, in order of arrival: features depend on more than the labels that count."""
         return hashlib.sha256(b"".join(digest.digest() for digest in self._digests.values())).hexdigest()
 
-    def _update_digests(self, labels: Labels, ranks: I64) -> None:
+    def _update_digests(self, labels: Labels, ranks: Ints) -> None:
         columns: dict[str, NDArray[np.generic]] = {
             "id_hash": labels.id_hash,
             "event_time": labels.event_time,

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Int8s, Ints
 from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput, Scored
 from stream_scorer.ensemble.lineup import MemberPool
 from stream_scorer.ensemble.pair import PairPlan
@@ -25,8 +25,6 @@ from stream_scorer.evaluation.store import Columns
 from stream_scorer.parquet import UnfinishedFile, import_pyarrow
 from stream_scorer.records import DECISIONS
 
-F64 = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 POLICY, COMBINATION, SEVERAL = "policy", "combination", "several"
 
 
@@ -74,7 +72,7 @@ class PairCounts:
         self._policy = self._plan.policy or len({each.block for each in thresholds}) > 1
         # By label, by decision of the champion, by decision of the candidate.
         self._sides = np.zeros((3, len(DECISIONS), len(DECISIONS)), np.int64)
-        self._cards: list[tuple[NDArray[np.int64], NDArray[np.int8], Bools]] = []
+        self._cards: list[tuple[Ints, Int8s, Bools]] = []
         self._moved = np.zeros((len(self._plan.subjects) + 1, 2), np.int64)
         self._unexplained = 0
 
@@ -92,7 +90,7 @@ class PairCounts:
         if changes is not None:
             changes.add(self._changes(piece, rows, names))
 
-    def _attribute(self, piece: Columns, rows: NDArray[np.int64], gained: Bools, both: Bools) -> list[str]:
+    def _attribute(self, piece: Columns, rows: Ints, gained: Bools, both: Bools) -> list[str]:
         """Count which parts move the changed decisions; return one of them for each.
 
         `gained` decisions are stricter than the champion's. Where `both` versions alert, blocks change.
@@ -111,7 +109,7 @@ class PairCounts:
         self._unexplained += int((~back.any(axis=1)).sum())
         return self._causes(np.column_stack([scores, mine.score]), back, gained)
 
-    def _with_rest(self, mine: Scored, theirs: Scored) -> F64:
+    def _with_rest(self, mine: Scored, theirs: Scored) -> Floats:
         """Scores of the candidate with the combination of the champion, or of the same z with its calibrator."""
         combination = self._plan.combination
         if combination is None:
@@ -119,7 +117,7 @@ class PairCounts:
         columns = combination.of_candidate(mine.member_scores)
         return self._champion.what_if(theirs.member_scores, columns, combination.scenario)[:, 0]
 
-    def _causes(self, scores: F64, back: Bools, gained: Bools) -> list[str]:
+    def _causes(self, scores: Floats, back: Bools, gained: Bools) -> list[str]:
         """Per changed decision, the member whose part moves its score the furthest, the rest, or several parts."""
         members = back[:, :-1]
         distance = np.where(gained[:, None], -scores[:, :-1], scores[:, :-1])
@@ -134,7 +132,7 @@ class PairCounts:
                 found.append(self._rest if back[row, -1] else SEVERAL)
         return found
 
-    def _changes(self, piece: Columns, rows: NDArray[np.int64], names: list[str]) -> Columns:
+    def _changes(self, piece: Columns, rows: Ints, names: list[str]) -> Columns:
         labels = {FRAUD: "fraud", GENUINE: "genuine", UNLABELLED: None}
         i = self._index
         return {
@@ -154,8 +152,8 @@ class PairCounts:
         self,
         champion: dict[str, float | None],
         candidate: dict[str, float | None],
-        champion_replicates: dict[str, F64],
-        candidate_replicates: dict[str, F64],
+        champion_replicates: dict[str, Floats],
+        candidate_replicates: dict[str, Floats],
     ) -> PairResult:
         """The result, from the figures of both versions and their paired replicates."""
         differences: dict[str, Interval] = {}
@@ -185,7 +183,7 @@ class PairCounts:
             unexplained=self._unexplained,
         )
 
-    def _of(self, sides: NDArray[np.int64], label: int | None) -> Sides:
+    def _of(self, sides: Ints, label: int | None) -> Sides:
         cards: list[Any] = [[], []]
         for card, labels, gained in self._cards:
             mine = np.ones(len(card), np.bool_) if label is None else labels == label
@@ -204,7 +202,7 @@ class PairCounts:
         )
 
 
-def _limits(version: Ensemble, piece: Columns, rows: NDArray[np.int64], block: Bools) -> F64:
+def _limits(version: Ensemble, piece: Columns, rows: Ints, block: Bools) -> Floats:
     """The thresholds of a version for the `rows` of a piece: those of blocks where `block`, else those of alerts."""
     own = version.manifest.thresholds
     found = np.where(block, own.block, own.review)

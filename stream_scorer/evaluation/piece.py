@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.clock import Clock
 from stream_scorer.ensemble.ensemble import Ensemble, MemberOutput
 from stream_scorer.ensemble.lineup import MemberPool
@@ -20,7 +21,6 @@ from stream_scorer.pipeline.policy import Policy
 from stream_scorer.serde.decoder import Transactions, hash_ids
 from stream_scorer.spec.model import CheckedSpec
 
-I64 = NDArray[np.int64]
 STAGES = ("read", "features", "members", "formulas", "write")
 
 
@@ -46,7 +46,7 @@ class Piece:
     event_id: list[str] = field(default_factory=list)
     features: hashlib._Hash = field(default_factory=hashlib.sha256)
 
-    def add(self, columns: dict[str, NDArray[np.generic]], event_id: list[str], matrix: NDArray[np.float64]) -> None:
+    def add(self, columns: dict[str, NDArray[np.generic]], event_id: list[str], matrix: Floats) -> None:
         """Add the results of a batch, whose features are `matrix`."""
         for name, column in columns.items():
             self.columns.setdefault(name, []).append(column)
@@ -105,9 +105,9 @@ class Scorer:
     def results(
         self,
         transactions: Transactions,
-        time: I64,
-        matrix: NDArray[np.float64],
-        duplicate: NDArray[np.bool_],
+        time: Ints,
+        matrix: Floats,
+        duplicate: Bools,
         outcomes: Outcomes,
     ) -> tuple[dict[str, NDArray[np.generic]], int]:
         """The columns of a batch, and how many scores are missing.
@@ -128,7 +128,7 @@ class Scorer:
         return columns | results, missing
 
     def _facts(
-        self, transactions: Transactions, time: I64, duplicate: NDArray[np.bool_], outcomes: Outcomes
+        self, transactions: Transactions, time: Ints, duplicate: Bools, outcomes: Outcomes
     ) -> dict[str, NDArray[np.generic]]:
         """What does not depend on the versions."""
         label, labelled_at = outcomes.of(transactions.id_hash)
@@ -146,7 +146,7 @@ class Scorer:
             columns[f"segment_{name}"] = np.where(np.isnan(codes), -1, codes).astype(np.int16)
         return columns
 
-    def _cards(self, transactions: Transactions) -> I64:
+    def _cards(self, transactions: Transactions) -> Ints:
         """(n,) int64: the hash of the partition entity; that of the transaction if it has none."""
         ids = transactions.entity_ids.get(self._checked.spec.partition_entity or "")
         if ids is None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Ints
 from stream_scorer.evaluation.columns import TransactionFile
 from stream_scorer.evaluation.first_range import FirstRange
 from stream_scorer.evaluation.labels import KnownLabels
@@ -35,12 +35,10 @@ from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import CheckedSpec
 
-I64 = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 # Rows of a Parquet file that are decoded together: a batch never spans two chunks.
 CHUNK = 16_384
 # Rows of a Parquet file: their number n, the places of the valid ones among them (k,) int64, and these.
-Chunk = tuple[int, I64, Transactions]
+Chunk = tuple[int, Ints, Transactions]
 
 
 @dataclass(slots=True)
@@ -56,10 +54,10 @@ class ColumnRun:
     """
 
     transactions: Transactions
-    time: I64
-    scored: Flags
+    time: Ints
+    scored: Bools
     labels: Labels
-    before: I64
+    before: Ints
     records: int
     refused: int
 
@@ -211,7 +209,7 @@ class StreamSource:
             return stream
         limit, extract = self._as_of, stream.extract
 
-        def known(records: RawRecords) -> tuple[I64, Owners]:
+        def known(records: RawRecords) -> tuple[Ints, Owners]:
             times, owners = extract(records)
             return np.where(times > limit, -1, times), owners
 

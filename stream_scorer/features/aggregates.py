@@ -7,17 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats, Int8s, Ints
 from stream_scorer.features import kernel
 from stream_scorer.features.arguments import Events, Rows
 from stream_scorer.features.plan import EntityPlan
 from stream_scorer.records import DEFAULT
 from stream_scorer.spec.model import ViewFeature
 
-I64 = NDArray[np.int64]
-F64 = NDArray[np.float64]
-I8 = NDArray[np.int8]
 _NAMES = "count", "sum", "label_count", "distinct", "mean", "label_rate", "min", "max", "std", "since_last", "is_new"
 COUNT, SUM, LABEL_COUNT, DISTINCT, MEAN, LABEL_RATE, MIN, MAX, STD, SINCE_LAST, IS_NEW = range(len(_NAMES))
 
@@ -28,15 +25,15 @@ class Scanned(NamedTuple):
     What no feature of the entity needs has the shape (0, 0).
     """
 
-    counts: I64
-    total: I64
-    fraud: I64
-    last: I64
-    seen: I64
-    least: I64
-    greatest: I64
-    squares: F64
-    distinct: I64
+    counts: Ints
+    total: Ints
+    fraud: Ints
+    last: Ints
+    seen: Ints
+    least: Ints
+    greatest: Ints
+    squares: Floats
+    distinct: Ints
 
 
 class Columns(NamedTuple):
@@ -45,9 +42,9 @@ class Columns(NamedTuple):
     column: the place in the matrix. aggregate: its index in `_NAMES`. window: its index among the entity's windows.
     """
 
-    column: I64
-    aggregate: I64
-    window: I64
+    column: Ints
+    aggregate: Ints
+    window: Ints
 
 
 _NO_COUNTS = np.zeros((0, 0), dtype=np.int64)
@@ -86,7 +83,7 @@ def warm() -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def fill(matrix: F64, status: I8, columns: Columns, scanned: Scanned, events: Events) -> None:
+def fill(matrix: Floats, status: Int8s, columns: Columns, scanned: Scanned, events: Events) -> None:
     """Write the features of one entity into `matrix` (n, n_features); NaN and `DEFAULT` for an event without a row."""
     column, aggregate, window = columns
     key_of, time = events.key_of, events.time

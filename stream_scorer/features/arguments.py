@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-I64 = NDArray[np.int64]
-Flags = NDArray[np.bool_]
+from stream_scorer.arrays import Bools, Ints
 
 
 class Rows(NamedTuple):
     """The rows of k entities, one after another: entries (total, 4), and where each row starts and ends (k,)."""
 
-    entries: I64
-    start: I64
-    end: I64
+    entries: Ints
+    start: Ints
+    end: Ints
 
 
 class Events(NamedTuple):
@@ -26,10 +22,10 @@ class Events(NamedTuple):
     nowhere.
     """
 
-    key_of: I64
-    time: I64
-    value: I64
-    duplicate: Flags
+    key_of: Ints
+    time: Ints
+    value: Ints
+    duplicate: Bools
 
 
 class LabelEvents(NamedTuple):
@@ -39,11 +35,11 @@ class LabelEvents(NamedTuple):
     fraud: (n,). labelled_at: (n,) ms.
     """
 
-    key_of: I64
-    id_hash: I64
-    time: I64
-    fraud: Flags
-    labelled_at: I64
+    key_of: Ints
+    id_hash: Ints
+    time: Ints
+    fraud: Bools
+    labelled_at: Ints
 
 
 class Windows(NamedTuple):
@@ -53,9 +49,9 @@ class Windows(NamedTuple):
     counts for the time of the last one.
     """
 
-    window_ms: I64
-    delay_ms: I64
-    include_current: Flags
+    window_ms: Ints
+    delay_ms: Ints
+    include_current: Bools
     horizon_ms: int
 
 
@@ -66,6 +62,6 @@ class PaneLevels(NamedTuple):
     that covers the horizon.
     """
 
-    level_of: I64
-    width_ms: I64
+    level_of: Ints
+    width_ms: Ints
     last_level: int

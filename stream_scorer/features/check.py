@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Ints
 from stream_scorer.errors import UsageError
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.panes import folded
@@ -31,7 +31,6 @@ _CHUNK = 500
 # How many differing rows the result names.
 _EXAMPLES = 10
 
-I64 = NDArray[np.int64]
 Reads = Callable[[SourcePartition, int, int], Iterator[RawRecords]]
 
 
@@ -95,13 +94,13 @@ def check_rows(
     return found
 
 
-def _entries(held: I64, right: I64, edge: int) -> tuple[int, int]:
+def _entries(held: Ints, right: Ints, edge: int) -> tuple[int, int]:
     """How many entries a row has too many and too few; entries before `edge` may have been trimmed."""
     ours, logs = (Counter(map(tuple, entries.tolist())) for entries in (held, right))
     return (ours - logs).total(), Counter({e: n for e, n in (logs - ours).items() if e[TIME] >= edge}).total()
 
 
-def _panes(held: I64, right: I64, plan: EntityPlan, past_ms: int) -> tuple[int, int]:
+def _panes(held: Ints, right: Ints, plan: EntityPlan, past_ms: int) -> tuple[int, int]:
     """The same for panes: how many entries they count too many and too few, or 1 each if only their sums differ."""
     ours, logs = (
         {(e[KIND], e[TIME]): (e[HASH], e[VALUE]) for e in folded(entries, plan, 0, past_ms).tolist()[1:]}

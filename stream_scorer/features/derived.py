@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-F64 = NDArray[np.float64]
+from stream_scorer.arrays import Floats
+
 _HOUR_MS = 3_600_000
 _DAY_MS = 86_400_000
 
 
-def _hour(time: F64) -> F64:
+def _hour(time: Floats) -> Floats:
     return np.floor(np.mod(time, _DAY_MS) / _HOUR_MS)
 
 
-def _weekday(time: F64) -> F64:
+def _weekday(time: Floats) -> Floats:
     # 1970-01-01 was a Thursday; Monday is 0.
-    weekday: F64 = np.mod(np.floor(time / _DAY_MS) + 3, 7)
+    weekday: Floats = np.mod(np.floor(time / _DAY_MS) + 3, 7)
     return weekday
 
 
-def _ratio(a: F64, b: F64) -> F64:
+def _ratio(a: Floats, b: Floats) -> Floats:
     out = np.full(len(a), np.nan)
     np.divide(a, b, out=out, where=b != 0)
     return out
 
 
-FUNCTIONS: dict[str, Callable[..., F64]] = {
+FUNCTIONS: dict[str, Callable[..., Floats]] = {
     "value": lambda a: a,
     "log1p": lambda a: np.log1p(np.maximum(a, 0)),
     "ratio": _ratio,

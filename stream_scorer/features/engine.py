@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Int8s, Ints
 from stream_scorer.features import aggregates, entity_rows, freshness, kernel, panes
 from stream_scorer.features.aggregates import Scanned, columns_of, fill, scan
 from stream_scorer.features.arguments import Events, LabelEvents, PaneLevels, Rows, Windows
@@ -26,10 +26,6 @@ from stream_scorer.spec.conditions import unmet
 from stream_scorer.spec.model import LABELLED, CheckedSpec, duration_ms
 from stream_scorer.state.row_format import TIME, VALUE, pack, unpack
 from stream_scorer.state.rows import AppliedOffsets, Beginning, MemoryRowStore, RowStore, RowUpdate, Sharding
-
-I64 = NDArray[np.int64]
-F64 = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 
 
 @dataclass(slots=True)
@@ -47,10 +43,10 @@ class EventBatch:
     transactions: Transactions
     labels: Labels
     spans: list[Span]
-    transaction_span: I64
-    transaction_offset: I64
-    label_span: I64
-    label_offset: I64
+    transaction_span: Ints
+    transaction_offset: Ints
+    label_span: Ints
+    label_offset: Ints
     scattered_from: int | None = None
 
 
@@ -66,15 +62,15 @@ class Enriched:
         stale, partial: (n,) bool, whether a feature of the transaction is.
     """
 
-    matrix: F64
-    status: NDArray[np.int8]
-    duplicate: Flags
+    matrix: Floats
+    status: Int8s
+    duplicate: Bools
     applied: AppliedOffsets
     update: RowUpdate
     ages: Ages
     degraded: list[str] = field(default_factory=list)
-    stale: Flags = field(init=False)
-    partial: Flags = field(init=False)
+    stale: Bools = field(init=False)
+    partial: Bools = field(init=False)
 
     def __post_init__(self) -> None:
         """Compute `stale` and `partial` once, for all stages that use them."""
@@ -134,7 +130,7 @@ class FeatureEngine:
         store: RowStore,
         in_flight: Sequence[RowUpdate] = (),
         *,
-        duplicate: Flags | None = None,
+        duplicate: Bools | None = None,
     ) -> Enriched:
         """Features of every transaction of `events`.
 
@@ -262,13 +258,13 @@ class FeatureEngine:
                 of = Events(entity.label_key_of[which], time, value, np.zeros(len(which), dtype=np.bool_))
                 builder.add(entity, of, entries, events.label_span[which], events.label_offset[which])
 
-    def _duplicates(self, entities: list[EntityRows], transactions: Transactions) -> Flags:
+    def _duplicates(self, entities: list[EntityRows], transactions: Transactions) -> Bools:
         if self.plan.partition_entity < 0:
             return np.zeros(len(transactions), dtype=np.bool_)
         own = entities[self.plan.partition_entity]
         return kernel.find_duplicates(own.rows, own.key_of, transactions.id_hash, self.plan.row_entries)
 
-    def _seen_by(self, entity: EntityRows, transactions: Transactions, duplicate: Flags) -> Events:
+    def _seen_by(self, entity: EntityRows, transactions: Transactions, duplicate: Bools) -> Events:
         """The transactions as the rows of `entity` see them.
 
         Duplicates, and transactions without a value or that do not meet the entity's conditions, count nowhere.
@@ -281,7 +277,7 @@ class FeatureEngine:
         # The times of a Parquet file are read-only, and numba would compile the kernel once more for such arrays: 10 s.
         return Events(entity.key_of, np.require(transactions.event_time, requirements="W"), values, skipped)
 
-    def _values(self, name: str, transactions: Transactions) -> tuple[I64, Flags]:
+    def _values(self, name: str, transactions: Transactions) -> tuple[Ints, Bools]:
         """(n,) int64, the field `name` as values to count distinct ones; (n,) bool, where it has none."""
         owner = self._entity_of_field.get(name)
         if owner is None:
@@ -294,7 +290,7 @@ class FeatureEngine:
     def _lateness(self, applied: AppliedOffsets) -> Lateness:
         return Lateness(self._lateness_ms, applied.passed, applied.now_ms)
 
-    def _ages(self, events: EventBatch, reached: dict[SourcePartition, int], lag: I64) -> Ages:
+    def _ages(self, events: EventBatch, reached: dict[SourcePartition, int], lag: Ints) -> Ages:
         """The ages of the features: `lag` (n,) is that of other partitions, `reached` from `watermarks`."""
         ages = Ages.unknown(len(events.transactions))
         of = events.transactions.event_time, events.transaction_span, events.spans
@@ -306,7 +302,7 @@ class FeatureEngine:
             ages = replace(ages, labels=labels_age(*of, reached, events.labels.labelled_at, events.label_span))
         return ages
 
-    def _statuses(self, events: EventBatch, ages: Ages, late: Flags, beginning: Beginning) -> NDArray[np.int8]:
+    def _statuses(self, events: EventBatch, ages: Ages, late: Bools, beginning: Beginning) -> Int8s:
         """The status of every feature (n, n_features), int8, as far as it does not depend on rows or other features."""
         time, first = events.transactions.event_time, events.scattered_from
         status = np.full((len(time), len(self.feature_names)), FRESH, dtype=np.int8)
@@ -320,7 +316,7 @@ class FeatureEngine:
         self._mark_partial(status, time, late, beginning)
         return status
 
-    def _mark_partial(self, status: NDArray[np.int8], time: I64, late: Flags, beginning: Beginning) -> None:
+    def _mark_partial(self, status: Int8s, time: Ints, late: Bools, beginning: Beginning) -> None:
         """Set the status of view features whose windows the rows may not hold completely.
 
         Either the transaction is `late` (n,), so entries or panes in its windows may be gone. Which rows are cut
@@ -337,8 +333,8 @@ class FeatureEngine:
         columns[time[:, None] - self._reach_ms < known_from] = PARTIAL
 
     def _assemble(
-        self, transactions: Transactions, scanned: list[Scanned], seen: list[Events], status: NDArray[np.int8]
-    ) -> F64:
+        self, transactions: Transactions, scanned: list[Scanned], seen: list[Events], status: Int8s
+    ) -> Floats:
         """The feature matrix (n, n_features) float64; sets the `status` of values without a row and of derived ones."""
         matrix = np.empty((len(transactions), len(self.feature_names)))
         for mine, of, each in zip(self._columns_of, scanned, seen, strict=True):
@@ -346,7 +342,7 @@ class FeatureEngine:
         self.add_derived(matrix, status, transactions)
         return matrix
 
-    def add_derived(self, matrix: F64, status: NDArray[np.int8], transactions: Transactions) -> None:
+    def add_derived(self, matrix: Floats, status: Int8s, transactions: Transactions) -> None:
         """Compute the derived columns of `matrix` and `status`, both (n, n_features), from the others."""
         for offset, derived in enumerate(self._derived):
             column = len(self.plan.view_columns) + offset
@@ -402,5 +398,5 @@ def _no_rows() -> Rows:
     return Rows(unpack(b""), none, none)
 
 
-def _columns_where(flags: list[bool]) -> I64:
+def _columns_where(flags: list[bool]) -> Ints:
     return np.flatnonzero(np.array(flags, dtype=np.bool_))

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Int8s, Ints
 from stream_scorer.features import kernel, panes
 from stream_scorer.features.arguments import Events, LabelEvents, Rows
 from stream_scorer.features.plan import EntityPlan
@@ -20,10 +20,8 @@ from stream_scorer.serde.decoder import Labels
 from stream_scorer.state.row_format import ENTRY_BYTES, FIELDS, KIND, TIME, VALUE, pack, unpack
 from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, WITNESS_PERIOD_MS, Compaction, ResidentRows, RowUpdate
 
-I64 = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 # An update in flight, and which of its entries the stored rows lack: all (True), or a mask.
-Pending = tuple[RowUpdate, Flags | bool]
+Pending = tuple[RowUpdate, Bools | bool]
 
 
 @dataclass(slots=True)
@@ -41,17 +39,17 @@ class EntityRows:
     plan: EntityPlan
     keys: list[bytes]
     first: int
-    key_of: I64
-    label_key_of: I64
+    key_of: Ints
+    label_key_of: Ints
     rows: Rows = field(init=False)
     resident: ResidentRows | None = field(init=False)
-    newest: I64 = field(init=False)
+    newest: Ints = field(init=False)
 
-    def of(self, column: I64) -> I64:
+    def of(self, column: Ints) -> Ints:
         """The part of a `column` of all keys of the batch that belongs to this entity's keys."""
         return column[self.first : self.first + len(self.keys)]
 
-    def add_labels(self, labels: Labels, limit: int) -> tuple[I64, I64]:
+    def add_labels(self, labels: Labels, limit: int) -> tuple[Ints, Ints]:
         """Append the labels that change a fraud count; return their entries (c, 4), and which labels (c,) they are."""
         given = LabelEvents(self.label_key_of, labels.id_hash, labels.event_time, labels.fraud, labels.labelled_at)
         change, time, since = kernel.label_changes(self.rows, given, limit)
@@ -68,11 +66,11 @@ class EntityRows:
 class _Added(NamedTuple):
     """Entries that are added to rows, as in `RowUpdate`; `key_of` is the place of the row's key in the batch."""
 
-    key_of: I64
-    entries: I64
-    span_of: I64
-    offset: I64
-    opens: NDArray[np.int8]
+    key_of: Ints
+    entries: Ints
+    span_of: Ints
+    offset: Ints
+    opens: Int8s
 
 
 class UpdateBuilder:
@@ -84,7 +82,7 @@ class UpdateBuilder:
         self._added = _Added(numbers[0], entries, numbers[1], numbers[2], np.empty(most, dtype=np.int8))
         self._count = 0
 
-    def add(self, entity: EntityRows, events: Events, entries: I64, span_of: I64, offset: I64) -> None:
+    def add(self, entity: EntityRows, events: Events, entries: Ints, span_of: Ints, offset: Ints) -> None:
         """Add the `entries` (n, 4) of those `events` that count in the rows of `entity`, with their values there.
 
         `span_of` and `offset` (n,) are their source.
@@ -102,7 +100,7 @@ class UpdateBuilder:
 
 @njit(cache=True, nogil=True)
 def _add(
-    added: _Added, count: int, first: int, newest: I64, events: Events, entries: I64, span_of: I64, offset: I64
+    added: _Added, count: int, first: int, newest: Ints, events: Events, entries: Ints, span_of: Ints, offset: Ints
 ) -> int:
     """Append to `added`, which has `count` entries; return how many it has then. See `UpdateBuilder` for the others."""
     for i in range(entries.shape[0]):
@@ -172,8 +170,8 @@ class Owners:
 
     ids: list[bytes]
     transactions: int
-    key_of: I64
-    label_key_of: I64
+    key_of: Ints
+    label_key_of: Ints
 
     @classmethod
     def of(cls, ids: Sequence[str | None], label_ids: Sequence[str | None]) -> Owners:
@@ -206,7 +204,7 @@ def stack(keys: Sequence[bytes], stored: Sequence[bytes | None], pending: Sequen
     return Rows(unpack(b"".join(parts)), ends - lengths // ENTRY_BYTES, ends)
 
 
-def _append(rows: Rows, key_of: I64, entries: I64) -> Rows:
+def _append(rows: Rows, key_of: Ints, entries: Ints) -> Rows:
     """`rows`, which follow each other without a gap, with `entries` (c, 4) at the end of the rows `key_of` (c,)."""
     if not len(entries):
         return rows
@@ -220,7 +218,7 @@ def _append(rows: Rows, key_of: I64, entries: I64) -> Rows:
     return Rows(together, ends - lengths, ends)
 
 
-def _newest_period(rows: Rows) -> I64:
+def _newest_period(rows: Rows) -> Ints:
     """(k,) int64: the witness period of each row's last entry, -1 for an empty row."""
     last = np.full(len(rows.start), -1, dtype=np.int64)
     filled = rows.end > rows.start

@@ -16,13 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Ints
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.state.rows import AppliedOffsets, RowUpdate
 
-I64 = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 # Later than every event.
 _AHEAD = int(np.iinfo(np.int64).max)
 
@@ -36,8 +34,8 @@ class Ages:
         labels: (n,) int64, how long ago the newest label of any partition was given.
     """
 
-    partitions: I64
-    labels: I64
+    partitions: Ints
+    labels: Ints
 
     @classmethod
     def unknown(cls, n: int) -> Ages:
@@ -75,12 +73,12 @@ class Progress(NamedTuple):
         late: (n,) bool, whether it came so late that rows may lack what its windows contain; see `Lateness`.
     """
 
-    lag: I64
-    late: Flags
+    lag: Ints
+    late: Bools
 
 
 def progress(
-    time: I64, span_of: I64, spans: list[Span], seen: dict[SourcePartition, int], lateness: Lateness
+    time: Ints, span_of: Ints, spans: list[Span], seen: dict[SourcePartition, int], lateness: Lateness
 ) -> Progress:
     """How far partitions of transactions were, judged by what came before each transaction.
 
@@ -109,8 +107,8 @@ def progress(
 
 @njit(cache=True, nogil=True)
 def _progress(
-    time: I64, span_of: I64, reached: I64, still: int, allowed_ms: int, passed: int, now_ms: int
-) -> tuple[I64, Flags]:
+    time: Ints, span_of: Ints, reached: Ints, still: int, allowed_ms: int, passed: int, now_ms: int
+) -> tuple[Ints, Bools]:
     """`Progress`. `reached` is the newest event time of each span, -1 for none; it advances with the events."""
     lags, late = np.zeros_like(time), np.zeros(time.shape[0], dtype=np.bool_)
     for i in range(time.shape[0]):
@@ -131,8 +129,8 @@ def warm() -> None:
 
 
 def labels_age(
-    time: I64, span_of: I64, spans: list[Span], seen: dict[SourcePartition, int], labelled_at: I64, label_span: I64
-) -> I64:
+    time: Ints, span_of: Ints, spans: list[Span], seen: dict[SourcePartition, int], labelled_at: Ints, label_span: Ints
+) -> Ints:
     """(n,) int64 ms: how long before each transaction the newest label was given; -1 if there never was one.
 
     The batch's own labels count if they come before the transaction in event-time order; labels of one partition keep

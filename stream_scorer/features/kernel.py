@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.features.arguments import Events, LabelEvents, PaneLevels, Rows, Windows
 from stream_scorer.features.pane_kind import pane_delay, pane_is_of_labels, pane_level
 from stream_scorer.state.row_format import HASH, KIND, PANE, TIME, TRANSACTION, VALUE
 
-I64 = NDArray[np.int64]
 # Deviations are split here before they are squared: the square of each part has 48 bits, with room for 2^13 of them.
 SPLIT = 1 << 24
 # The scope holds what one event can see: a row per window, and a last row for the time of the last event. All of it is
@@ -43,7 +42,7 @@ SCOPE_COLUMNS = 24
 
 
 @njit(cache=True, nogil=True)
-def find_duplicates(rows: Rows, key_of: I64, id_hash: I64, limit: int) -> NDArray[np.bool_]:
+def find_duplicates(rows: Rows, key_of: Ints, id_hash: Ints, limit: int) -> Bools:
     """(n,) bool: whether an earlier transaction of the same entity has the same event id.
 
     Args:
@@ -79,7 +78,7 @@ def find_duplicates(rows: Rows, key_of: I64, id_hash: I64, limit: int) -> NDArra
 @njit(cache=True, nogil=True)
 def scan_windows(
     rows: Rows, events: Events, windows: Windows, panes: PaneLevels, limit: int
-) -> tuple[I64, I64, I64, I64]:
+) -> tuple[Ints, Ints, Ints, Ints]:
     """Accumulate every window of one entity for every event of the batch.
 
     Args:
@@ -133,7 +132,7 @@ def scan_windows(
 
 
 @njit(cache=True, nogil=True)
-def _by_row(key_of: I64, rows: int) -> I64:
+def _by_row(key_of: Ints, rows: int) -> Ints:
     """The events that have one of the `rows`, in batch order for each row: a row comes from memory once per batch."""
     place = np.zeros(rows + 1, dtype=np.int64)
     for key in key_of:
@@ -150,7 +149,7 @@ def _by_row(key_of: I64, rows: int) -> I64:
 
 
 @njit(cache=True, nogil=True)
-def _new_scope(windows: Windows, panes: PaneLevels) -> I64:
+def _new_scope(windows: Windows, panes: PaneLevels) -> Ints:
     window_ms, delay_ms = windows.window_ms, windows.delay_ms
     m = window_ms.shape[0]
     scope = np.zeros((m + 1, SCOPE_COLUMNS), dtype=np.int64)
@@ -176,7 +175,7 @@ def _new_scope(windows: Windows, panes: PaneLevels) -> I64:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _set_scope(scope: I64, time: int) -> None:
+def _set_scope(scope: Ints, time: int) -> None:
     """Reset `scope` for an event at `time`."""
     for w in range(scope.shape[0]):
         high = time - scope[w, DELAY_MS]
@@ -188,7 +187,7 @@ def _set_scope(scope: I64, time: int) -> None:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _set_old(scope: I64) -> None:
+def _set_old(scope: Ints) -> None:
     """Set the panes of every window: those that are wholly inside of it, and the one that it ends in."""
     for w in range(scope.shape[0]):
         first, end, pane_ms = scope[w, FIRST], scope[w, END], scope[w, PANE_MS]
@@ -199,7 +198,7 @@ def _set_old(scope: I64) -> None:
 
 @njit(cache=True, nogil=True, inline="always")
 def _exact(
-    scope: I64, entries: I64, start: int, end: int, left_and_latest: tuple[int, int, int]
+    scope: Ints, entries: Ints, start: int, end: int, left_and_latest: tuple[int, int, int]
 ) -> tuple[int, int, int, int]:
     """The first of the newest entries of a row that all count exactly; `left_and_latest`, continued behind them.
 
@@ -225,7 +224,7 @@ def _exact(
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _add_exact(scope: I64, entries: I64, first: int, end: int, time: int) -> None:
+def _add_exact(scope: Ints, entries: Ints, first: int, end: int, time: int) -> None:
     """Add the entries ``[first, end)`` of a row, which all count exactly, for an event at `time`.
 
     Entries are almost in order, so the window stays the same for many of them. Their sums are kept in registers.
@@ -253,7 +252,7 @@ def _add_exact(scope: I64, entries: I64, first: int, end: int, time: int) -> Non
 
 
 @njit(cache=True, nogil=True)
-def _window_of(scope: I64, group: int, when: int) -> tuple[int, int, int]:
+def _window_of(scope: Ints, group: int, when: int) -> tuple[int, int, int]:
     """The shortest window of the group that contains `when`, see `_add_exact`, and the times for which it is that."""
     stop, low, high = scope[group, GROUP_STOP], np.iinfo(np.int64).min, scope[group, END]
     if when >= high:
@@ -268,7 +267,7 @@ def _window_of(scope: I64, group: int, when: int) -> tuple[int, int, int]:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _add_sums(scope: I64, group: int, w: int, count: int, total: int, fraud: int) -> None:
+def _add_sums(scope: Ints, group: int, w: int, count: int, total: int, fraud: int) -> None:
     """Add sums to those of the window `w` of the group, if it is one."""
     if group <= w < scope[group, GROUP_STOP]:
         scope[w, INNER_COUNT] += count
@@ -278,7 +277,7 @@ def _add_sums(scope: I64, group: int, w: int, count: int, total: int, fraud: int
 
 @njit(cache=True, nogil=True, inline="always")
 def _scan_row(
-    scope: I64, entries: I64, start: int, end: int, time: int, left: int, labels_left: int, latest: int
+    scope: Ints, entries: Ints, start: int, end: int, time: int, left: int, labels_left: int, latest: int
 ) -> int:
     """Add the entries of a row, newest first, for an event at `time`; return the latest time of exact transactions.
 
@@ -301,7 +300,7 @@ def _scan_row(
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _add_transaction(scope: I64, when: int, value: int, left: int, latest: int) -> int:
+def _add_transaction(scope: Ints, when: int, value: int, left: int, latest: int) -> int:
     """Add a transaction, by its own time if any exact ones are `left`; return the latest time of those."""
     if left <= 0:
         _add_old(scope, when, value)
@@ -320,7 +319,7 @@ def _add_transaction(scope: I64, when: int, value: int, left: int, latest: int) 
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _shortest(scope: I64, group: int, when: int) -> int:
+def _shortest(scope: Ints, group: int, when: int) -> int:
     """The shortest window of the group that contains the time `when`; below `group` if there is none."""
     place = scope[group, PLACE]
     w = place
@@ -335,7 +334,7 @@ def _shortest(scope: I64, group: int, when: int) -> int:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _add_inner(scope: I64) -> None:
+def _add_inner(scope: Ints) -> None:
     """Add to every window what was counted in it and in the shorter ones of its group."""
     count, total, fraud = 0, 0, 0
     for w in range(scope.shape[0] - 2, -1, -1):
@@ -350,7 +349,7 @@ def _add_inner(scope: I64) -> None:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _add_old(scope: I64, when: int, value: int) -> None:
+def _add_old(scope: Ints, when: int, value: int) -> None:
     """Add a transaction that counts by its pane."""
     m = scope.shape[0] - 1
     if scope[m, OLD_FIRST] <= when < scope[m, OLD_END]:
@@ -368,7 +367,7 @@ def _add_old(scope: I64, when: int, value: int) -> None:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _add_exact_label(scope: I64, when: int, change: int) -> None:
+def _add_exact_label(scope: Ints, when: int, change: int) -> None:
     """Add a label that counts by the time of its transaction."""
     group = 0
     while group < scope.shape[0] - 1:
@@ -379,7 +378,7 @@ def _add_exact_label(scope: I64, when: int, change: int) -> None:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _add_old_label(scope: I64, when: int, change: int) -> None:
+def _add_old_label(scope: Ints, when: int, change: int) -> None:
     """Add a label that counts by its pane."""
     for w in range(scope.shape[0] - 1):
         if scope[w, OLD_FIRST] <= when < scope[w, OLD_END]:
@@ -390,7 +389,7 @@ def _add_old_label(scope: I64, when: int, change: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _add_pane(scope: I64, entries: I64, e: int) -> None:
+def _add_pane(scope: Ints, entries: Ints, e: int) -> None:
     """Add a stored pane to the windows of its level."""
     m = scope.shape[0] - 1
     start, kind = entries[e, TIME], entries[e, KIND]
@@ -416,7 +415,7 @@ def _add_pane(scope: I64, entries: I64, e: int) -> None:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _add_cut_panes(scope: I64) -> None:
+def _add_cut_panes(scope: Ints) -> None:
     """Add the pane that each window ends in, if nothing in that pane is later than the window."""
     for w in range(scope.shape[0]):
         if scope[w, CUT_LATEST] < scope[w, END]:
@@ -428,7 +427,7 @@ def _add_cut_panes(scope: I64) -> None:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _add_current(scope: I64, value: int) -> None:
+def _add_current(scope: Ints, value: int) -> None:
     """Add the event itself to the windows that include it."""
     for w in range(scope.shape[0] - 1):
         if scope[w, CURRENT] != 0:
@@ -439,12 +438,12 @@ def _add_current(scope: I64, value: int) -> None:
 class _Held(NamedTuple):
     """Time and value of the transactions that one event sees, newest first: (limit + 1,) int64 each."""
 
-    time: I64
-    value: I64
+    time: Ints
+    value: Ints
 
 
 @njit(cache=True, nogil=True)
-def scan_spread(rows: Rows, events: Events, windows: Windows, limit: int) -> tuple[I64, I64, I64, NDArray[np.float64]]:
+def scan_spread(rows: Rows, events: Events, windows: Windows, limit: int) -> tuple[Ints, Ints, Ints, Floats]:
     """Minimum, maximum and sum of squared deviations of the newest `limit` transactions in every window.
 
     Deviations are taken from the mean rounded down, split at `SPLIT` and summed as integers, so the result does not
@@ -487,7 +486,7 @@ def scan_spread(rows: Rows, events: Events, windows: Windows, limit: int) -> tup
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _spread(time: I64, value: I64, count: int, low: int, high: int, parts: I64) -> tuple[int, int, int, float]:
+def _spread(time: Ints, value: Ints, count: int, low: int, high: int, parts: Ints) -> tuple[int, int, int, float]:
     """The results for ``(low, high]`` of the first `count` transactions; `parts` (3,) is scratch space."""
     seen, total, least, greatest = 0, 0, np.iinfo(np.int64).max, np.iinfo(np.int64).min
     for h in range(count):
@@ -510,7 +509,7 @@ def _spread(time: I64, value: I64, count: int, low: int, high: int, parts: I64) 
 
 
 @njit(cache=True, nogil=True)
-def _add_square(parts: I64, deviation: int) -> None:
+def _add_square(parts: Ints, deviation: int) -> None:
     # Of the absolute value: the parts of a negative number would cancel out when they are added up.
     high, low = abs(deviation) // SPLIT, abs(deviation) % SPLIT
     parts[0] += high * high
@@ -519,7 +518,7 @@ def _add_square(parts: I64, deviation: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def scan_distinct(rows: Rows, events: Events, windows: Windows, limit: int) -> I64:
+def scan_distinct(rows: Rows, events: Events, windows: Windows, limit: int) -> Ints:
     """(n, m) int64: the number of different values among the newest `limit` transactions in every window."""
     key_of, time, value, duplicate = events.key_of, events.time, events.value, events.duplicate
     window_ms, delay_ms, include_current, horizon_ms = windows
@@ -557,7 +556,7 @@ def scan_distinct(rows: Rows, events: Events, windows: Windows, limit: int) -> I
 
 @njit(cache=True, nogil=True)
 def _gather(
-    rows: Rows, events: Events, event: tuple[int, int, int], previous: I64, horizon_ms: int, limit: int, held: _Held
+    rows: Rows, events: Events, event: tuple[int, int, int], previous: Ints, horizon_ms: int, limit: int, held: _Held
 ) -> int:
     """Put the newest `limit` transactions that an event sees into `held`; return how many there are.
 
@@ -585,7 +584,7 @@ def _gather(
 
 
 @njit(cache=True, nogil=True)
-def label_changes(rows: Rows, labels: LabelEvents, limit: int) -> tuple[I64, I64, I64]:
+def label_changes(rows: Rows, labels: LabelEvents, limit: int) -> tuple[Ints, Ints, Ints]:
     """By how much each label, in order, changes the fraud count of its transaction, at which time, and since when.
 
     Args:

@@ -15,12 +15,10 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Ints
 from stream_scorer.serde.decoder import Labels, Transactions
 from stream_scorer.spec.model import LABELLED, CheckedSpec
-
-I64 = NDArray[np.int64]
 
 
 def label_entities(checked: CheckedSpec) -> list[str]:
@@ -39,7 +37,7 @@ class LabelCuts:
         self._frauds: set[int] = set()
         self._given: dict[str, Counter[str]] = {name: Counter() for name in self._entities}
 
-    def risky(self, labels: Labels, before: I64, time: I64) -> I64:
+    def risky(self, labels: Labels, before: Ints, time: Ints) -> Ints:
         """Indices of the `labels` (k,) that earlier transactions of the same entity must not share a batch with.
 
         Args:
@@ -66,7 +64,7 @@ class LabelCuts:
         return np.flatnonzero(late)
 
     def first_conflict(
-        self, transactions: Transactions, labels: Labels, before: I64, low: int, risky: I64
+        self, transactions: Transactions, labels: Labels, before: Ints, low: int, risky: Ints
     ) -> int | None:
         """The first of the `risky` labels that shares an entity with a transaction between `low` and it."""
         seen: dict[str, set[str | None]] = {name: set() for name in self._entities}

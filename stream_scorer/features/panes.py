@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Ints
 from stream_scorer.features.arguments import Rows
 from stream_scorer.features.pane_kind import pane_is_of_labels, pane_kind, pane_level
 from stream_scorer.features.plan import EntityPlan
@@ -24,8 +24,6 @@ from stream_scorer.state.row_format import (
 )
 from stream_scorer.state.rows import Compaction
 
-I64 = NDArray[np.int64]
-
 
 @njit(cache=True, nogil=True)
 def longest_unfolded(limit: int) -> int:
@@ -34,7 +32,7 @@ def longest_unfolded(limit: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def too_long(rows: Rows, limit: int) -> I64:
+def too_long(rows: Rows, limit: int) -> Ints:
     """(j,) int64: which rows should be compacted."""
     entries, start, end = rows.entries, rows.start, rows.end
     found = np.empty(start.shape[0], dtype=np.int64)
@@ -60,7 +58,7 @@ def fold(row: bytes, entity: EntityPlan, limit: int, past_ms: int) -> Compaction
     return Compaction(row, folded(unpack(row), entity, limit, past_ms).tobytes())
 
 
-def folded(entries: I64, entity: EntityPlan, limit: int, past_ms: int) -> I64:
+def folded(entries: Ints, entity: EntityPlan, limit: int, past_ms: int) -> Ints:
     """`entries` (k, 4) of a row, with all but the newest `limit` transactions and labels in panes: (j, 4)."""
     return _folded(entries, limit, entity.pane_levels.width_ms, past_ms - entity.cover_ms)
 
@@ -73,7 +71,7 @@ def warm() -> None:
 
 
 @njit(cache=True, nogil=True)
-def _folded(entries: I64, limit: int, pane_ms: I64, edge: I64) -> I64:
+def _folded(entries: Ints, limit: int, pane_ms: Ints, edge: Ints) -> Ints:
     """Compact one row.
 
     Args:
@@ -103,14 +101,14 @@ def _folded(entries: I64, limit: int, pane_ms: I64, edge: I64) -> I64:
 
 
 @njit(cache=True, nogil=True)
-def _copy(to: I64, place: int, of: I64, at: int) -> None:
+def _copy(to: Ints, place: int, of: Ints, at: int) -> None:
     """``to[place] = of[at]``, which takes numba seconds to compile: it compiles the message of an error too."""
     for field in range(FIELDS):
         to[place, field] = of[at, field]
 
 
 @njit(cache=True, nogil=True)
-def _old_entries(entries: I64, limit: int) -> tuple[NDArray[np.bool_], int, int, int]:
+def _old_entries(entries: Ints, limit: int) -> tuple[Bools, int, int, int]:
     """(k,) bool, the entries that become panes; how many; the length of header and panes; how many labels stay."""
     k = entries.shape[0]
     old = np.zeros(k, dtype=np.bool_)
@@ -131,9 +129,7 @@ def _old_entries(entries: I64, limit: int) -> tuple[NDArray[np.bool_], int, int,
 
 
 @njit(cache=True, nogil=True)
-def _add_panes(
-    out: I64, end: int, entries: I64, old: NDArray[np.bool_], panes: int, kind_of: tuple[int, int, int, int]
-) -> int:
+def _add_panes(out: Ints, end: int, entries: Ints, old: Bools, panes: int, kind_of: tuple[int, int, int, int]) -> int:
     """Append the panes of one kind to ``out[:end]``; return the new end.
 
     Args:

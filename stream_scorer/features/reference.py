@@ -6,8 +6,8 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Ints
 from stream_scorer.features.arguments import Events, PaneLevels, Rows, Windows
 from stream_scorer.state.row_format import (
     FIELDS,
@@ -22,13 +22,10 @@ from stream_scorer.state.row_format import (
     pane_level,
 )
 
-I64 = NDArray[np.int64]
-Flags = NDArray[np.bool_]
-
 
 def scan_windows(
     rows: Rows, events: Events, windows: Windows, panes: PaneLevels, limit: int
-) -> tuple[I64, I64, I64, I64]:
+) -> tuple[Ints, Ints, Ints, Ints]:
     """As `stream_scorer.features.kernel.scan_windows`, argument for argument."""
     n, m = len(events.key_of), len(windows.window_ms)
     count, total, fraud = (np.zeros((n, m), dtype=np.int64) for _ in range(3))
@@ -62,18 +59,18 @@ class _Entries(NamedTuple):
     latest: its time, or the latest time in the pane.
     """
 
-    time: I64
-    value: I64
-    kind: I64
-    exact: Flags
-    is_transaction: Flags
-    is_label: Flags
-    level: I64
-    number: I64
-    latest: I64
+    time: Ints
+    value: Ints
+    kind: Ints
+    exact: Bools
+    is_transaction: Bools
+    is_label: Bools
+    level: Ints
+    number: Ints
+    latest: Ints
 
     @classmethod
-    def of(cls, entries: I64, limit: int) -> _Entries:
+    def of(cls, entries: Ints, limit: int) -> _Entries:
         """`entries` (k, 4), of which the newest `limit` transactions and labels are exact."""
         time, kind = entries[:, TIME], entries[:, KIND]
         exact = np.zeros(len(entries), dtype=np.bool_)
@@ -92,7 +89,7 @@ class _Entries(NamedTuple):
             time + np.where(is_pane, pane_delay(kind), 0),
         )
 
-    def visible(self, which: Flags, window: tuple[int, int], level: int, panes: PaneLevels) -> Flags:
+    def visible(self, which: Bools, window: tuple[int, int], level: int, panes: PaneLevels) -> Bools:
         """Those of `which` that count in ``(low, high]``: exact entries by their time, old ones by their panes."""
         low, high = window
         width = panes.width_ms[level]

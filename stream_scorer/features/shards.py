@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.plan import make_plan, of_entity, reach_ms
 from stream_scorer.positions import SourcePartition, Span
@@ -26,9 +26,6 @@ from stream_scorer.serde.decoder import Labels, Transactions, hash_ids
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.rows import MemoryRowStore, RowUpdate
 
-I64 = NDArray[np.int64]
-F64 = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 _TRANSACTIONS, _LABELS = SourcePartition("transactions", 0), SourcePartition("labels", 0)
 
 
@@ -43,19 +40,19 @@ class Batching:
         trims: (b,) bool, whether rows are trimmed after it.
     """
 
-    low: I64
-    high: I64
-    label_high: I64
-    newest: I64
-    newest_label: I64
-    trims: Flags
+    low: Ints
+    high: Ints
+    label_high: Ints
+    newest: Ints
+    newest_label: Ints
+    trims: Bools
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """The transactions of a block that belong to one shard. `rows` (m,) int64, ascending, are their places in it."""
 
-    rows: I64
+    rows: Ints
     transactions: Transactions
 
 
@@ -64,12 +61,12 @@ class Values:
     """What a shard computes of a `Part`: `values` (m, columns of the entity) float64, and `duplicate` (m,) bool."""
 
     entity: str
-    rows: I64
-    values: F64
-    duplicate: Flags
+    rows: Ints
+    values: Floats
+    duplicate: Bools
 
 
-def shard_of(ids: Sequence[str | None], count: int) -> I64:
+def shard_of(ids: Sequence[str | None], count: int) -> Ints:
     """(n,) int64: the shard of each id, of `count`; -1 for None."""
     shard = (hash_ids([i or "" for i in ids]).view(np.uint64) % np.uint64(count)).astype(np.int64)
     shard[np.fromiter((i is None for i in ids), np.bool_, len(ids))] = -1
@@ -113,7 +110,7 @@ class EntityShard:
         self._takes_labels = any(kind.takes_labels for kind in self._engine.plan.entities)
         self._store, self._reach_ms = MemoryRowStore(), reach_ms(checked)
 
-    def features(self, batching: Batching, labels: Labels, part: Part, duplicate: Flags | None = None) -> Values:
+    def features(self, batching: Batching, labels: Labels, part: Part, duplicate: Bools | None = None) -> Values:
         """The view features of the transactions in `part`, and which of them are duplicates.
 
         Args:
@@ -184,7 +181,7 @@ class Joiner:
     def __init__(self, checked: CheckedSpec) -> None:
         self._engine = FeatureEngine(checked)
         plan = self._engine.plan
-        self._columns: dict[str, I64] = {
+        self._columns: dict[str, Ints] = {
             name: np.array(
                 [column for column, (_, of, _) in enumerate(plan.view_columns) if plan.entities[of].name == name],
                 np.int64,
@@ -192,7 +189,7 @@ class Joiner:
             for name in checked.spec.entities
         }
 
-    def join(self, transactions: Transactions, parts: Iterable[Values]) -> tuple[F64, Flags]:
+    def join(self, transactions: Transactions, parts: Iterable[Values]) -> tuple[Floats, Bools]:
         """The feature matrix (n, n_features) of a block, and which of its `transactions` are duplicates (n,)."""
         n = len(transactions)
         matrix, duplicate = np.full((n, len(self._engine.feature_names)), np.nan), np.zeros(n, np.bool_)

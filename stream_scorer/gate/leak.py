@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats
 from stream_scorer.ensemble.manifest import Training
 from stream_scorer.features.history import build_features
 from stream_scorer.gate.result import RuleResult, at_most, not_measured
@@ -22,7 +22,6 @@ from stream_scorer.train.dataset import LabelledHistory
 from stream_scorer.train.provenance import set_digest
 from stream_scorer.train.recipe import TrainingSet
 
-F64 = NDArray[np.float64]
 # The same rows in every run.
 _SEED = 1
 _NAMED = 5
@@ -73,7 +72,7 @@ def leak(
     return at_most("leak", float(len(different)), 0.0, reason)
 
 
-def recompute(event_ids: list[str], history: LabelledHistory, checked: CheckedSpec) -> tuple[F64, NDArray[np.bool_]]:
+def recompute(event_ids: list[str], history: LabelledHistory, checked: CheckedSpec) -> tuple[Floats, Bools]:
     """The features (n, k) of the events by the serving kernel, and whether the history has each of them (n,)."""
     wanted = hash_ids(event_ids)
     time = history.transactions.event_time
@@ -98,7 +97,7 @@ def recompute(event_ids: list[str], history: LabelledHistory, checked: CheckedSp
     return out, known
 
 
-def differences(names: list[str], given: F64, right: F64, tolerance: float) -> list[ColumnDifference]:
+def differences(names: list[str], given: Floats, right: Floats, tolerance: float) -> list[ColumnDifference]:
     """The columns of `given` (n, k) that differ from `right` (n, k), those with most rows first."""
     same = np.isclose(given, right, rtol=tolerance, atol=tolerance, equal_nan=True)
     distance = np.where(same, 0.0, np.abs(given - right))

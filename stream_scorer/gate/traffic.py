@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats, Int8s
 from stream_scorer.errors import UsageError
 from stream_scorer.gate.result import RuleResult, at_most, not_measured
 from stream_scorer.parquet import import_pyarrow, readable, require_columns
@@ -18,7 +18,6 @@ from stream_scorer.replay.sources import ReplayInput
 from stream_scorer.spec.gate_rules import Skew
 from stream_scorer.spec.model import CheckedSpec
 
-F64 = NDArray[np.float64]
 OnProgress = Callable[[int], None]
 # Rows of the sample: the distance of two equal distributions on 20 bins is about 0.01.
 SAMPLE_ROWS = 20_000
@@ -26,7 +25,7 @@ _NAMED = 3
 # Rows of a file that are decoded together.
 _CHUNK = 16_384
 # Offsets (n), features (n, k) and their status (n, k) of one partition.
-_Chunk = tuple[list[int], F64, NDArray[np.int8]]
+_Chunk = tuple[list[int], Floats, Int8s]
 
 
 class RowSample:
@@ -36,7 +35,7 @@ class RowSample:
         self._limit, self._stride, self._seen = limit, 1, 0
         self._rows = np.zeros((0, columns))
 
-    def add(self, rows: F64) -> None:
+    def add(self, rows: Floats) -> None:
         """Add rows (n, k)."""
         first = -self._seen % self._stride
         self._rows = np.concatenate([self._rows, rows[first :: self._stride]])
@@ -46,7 +45,7 @@ class RowSample:
             self._stride *= 2
 
     @property
-    def rows(self) -> F64:
+    def rows(self) -> Floats:
         """The sample (m, k), in order of time."""
         return self._rows
 
@@ -60,7 +59,7 @@ class Traffic:
 
     transactions: int
     rejected: int
-    features: F64
+    features: Floats
     skew: SkewReport | None
 
 

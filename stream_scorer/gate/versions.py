@@ -7,15 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import ArtifactError
 from stream_scorer.gate.result import RuleResult, at_most, not_measured
 from stream_scorer.spec.gate_rules import Cost, Latency
 from stream_scorer.spec.model import CheckedSpec
 
-F64 = NDArray[np.float64]
 SELF_TEST = "self_test"
 # The batch of a scorer under load. Each batch is scored `_ROUNDS` times by either version, and the fastest one counts,
 # which excludes most of the load of other processes.
@@ -37,7 +36,7 @@ def latency(
     rule: Latency,
     candidate: Ensemble,
     champion: Ensemble | None,
-    rows: F64,
+    rows: Floats,
     clock: Callable[[], float] = time.perf_counter,
 ) -> RuleResult:
     """The prediction time of the candidate on feature `rows` (n, k), as a multiple of the champion's.
@@ -78,7 +77,7 @@ def cost(rule: Cost, candidate: Ensemble, champion: Ensemble | None) -> list[Rul
     return results
 
 
-def _parts(rows: F64) -> list[F64]:
+def _parts(rows: Floats) -> list[Floats]:
     """`_BATCHES` parts of `rows`, each with a row; few rows are in several parts."""
     return [part if len(part) else rows for part in np.array_split(rows, _BATCHES)]
 

@@ -14,8 +14,8 @@ from itertools import islice
 
 import numpy as np
 from confluent_kafka import Message
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Ints
 from stream_scorer.clock import SystemClock
 from stream_scorer.positions import SourcePartition
 
@@ -23,9 +23,8 @@ NEVER = 1 << 62
 # A time that is further ahead of the wall clock, or in another unit, does not count: as a maximum, it would hold back
 # all later records of its partition until the backlog is drained. One day.
 AHEAD_MS = 24 * 3_600_000
-I64 = NDArray[np.int64]
 # Event times (n,) of n values of a topic, ms; -1 if a value has none.
-TimesOf = Callable[[Sequence[bytes | None]], I64]
+TimesOf = Callable[[Sequence[bytes | None]], Ints]
 
 
 class Backlog:
@@ -81,7 +80,7 @@ class Backlog:
             self._times[source].popleft()
         return found
 
-    def _running(self, source: SourcePartition, max_records: int) -> I64:
+    def _running(self, source: SourcePartition, max_records: int) -> Ints:
         """The running maximum of event time of the first `max_records` waiting messages of `source`."""
         waiting, known = self._messages[source], self._times.setdefault(source, deque())
         new = [waiting[i].value() for i in range(len(known), len(waiting))]

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
+from stream_scorer.arrays import Floats
 from stream_scorer.monitor.tally import WEIGHT_UNIT
 from stream_scorer.records import CARD_GROUPS, DECISIONS, Decision
 
@@ -33,8 +33,6 @@ COVERAGE = 0.95
 MIN_FALSE_POSITIVES = 5
 # Fewer frauds in the review sample give no point estimate of the recall.
 MIN_SAMPLED_FRAUD = 5
-
-Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from stream_scorer.arrays import Floats, Ints
 
 # Smoothing: added to every bin of both histograms (Jeffreys' prior of a multinomial), so that the logarithm of an empty
 # bin is finite. At 2,000 rows and 20 bins it changes no share by more than 0.005.
@@ -18,8 +20,6 @@ PSEUDO_COUNT = 0.5
 # With fewer rows, sampling noise exceeds every useful threshold: without a change, the mean of PSI is about (bins -
 # 1)/n.
 SUFFICIENT_ROWS = 2_000
-
-Floats = NDArray[np.float64]
 
 
 class ProfileMismatch(ValueError):
@@ -108,9 +108,7 @@ def compare(counts: ArrayLike, reference: ArrayLike) -> Drift:
     )
 
 
-def compare_all(
-    counts: Mapping[str, NDArray[np.int64]], references: Mapping[str, NDArray[np.int64]]
-) -> dict[str, Drift]:
+def compare_all(counts: Mapping[str, Ints], references: Mapping[str, Ints]) -> dict[str, Drift]:
     """`compare` for each series of `counts`, with the reference of the same name.
 
     Series with the same number of bins are compared in one step, as a call per series takes three times as long.

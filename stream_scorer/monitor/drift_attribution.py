@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats, Ints
 from stream_scorer.monitor.drift import compare
 from stream_scorer.monitor.drift_types import (
     ChangeKind,
@@ -25,9 +25,6 @@ MISSING_SHARE = 0.5
 # Quantiles that are compared to distinguish a scale from an offset.
 QUANTILES = np.arange(0.1, 0.91, 0.1)
 MIN_QUANTILES = 3
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

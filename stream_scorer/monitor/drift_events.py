@@ -28,11 +28,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.monitor.drift_attribution import Evidence, event_of
 from stream_scorer.monitor.drift_evidence import (
     Extremes,
-    Floats,
-    Ints,
     Tail,
     cusum_maxima,
     divergences,
@@ -327,7 +326,7 @@ class DriftDetector:
         found: Floats = np.where(self._level >= 0, self._sensitivity * excess[self._level] ** 2, 0.0)
         return found
 
-    def _follows_surge(self, pane: int, slot: int) -> NDArray[np.bool_]:
+    def _follows_surge(self, pane: int, slot: int) -> Bools:
         """Series (S,) that are no evidence because the volume is unusual.
 
         Those that follow the volume within their reach, and during and after a sale all those without a large change.
@@ -336,7 +335,7 @@ class DriftDetector:
         excess = history.surge[slot] - self._growth
         with np.errstate(invalid="ignore"):
             unusual = ~(np.abs(excess) <= self._max_surge(slot))
-        found: NDArray[np.bool_] = (self._level >= 0) & unusual[self._level]
+        found: Bools = (self._level >= 0) & unusual[self._level]
         if self._sale(pane, slot):
             found |= self._smallest(slot) < LARGE
         return found

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.monitor.drift_evidence import Floats, Ints
+from stream_scorer.arrays import Floats, Ints
 from stream_scorer.monitor.drift_types import DAY_MS, WEEK_MS
 
 WEEKS = 4

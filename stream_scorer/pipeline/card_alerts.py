@@ -6,14 +6,13 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Ints
 from stream_scorer.ensemble.lineup import DISABLED, Lineup
 from stream_scorer.pipeline.batch import BatchDecisions, MicroBatch
 from stream_scorer.records import CardAlerts
 from stream_scorer.spec.model import CheckedSpec
 
-I64 = NDArray[np.int64]
-Flags = NDArray[np.bool_]
-Rows = NDArray[np.int64] | slice
+Rows = Ints | slice
 # Event times are below this.
 _NEVER = np.iinfo(np.int64).max
 
@@ -79,7 +78,7 @@ def entity_ids(batch: MicroBatch, checked: CheckedSpec) -> list[str | None]:
     return list(transactions.event_id) if entity is None else transactions.entity_ids[entity]
 
 
-def evidence_rows(batch: MicroBatch, ids: list[str | None], version: int, other: int) -> Flags:
+def evidence_rows(batch: MicroBatch, ids: list[str | None], version: int, other: int) -> Bools:
     """``(n,) bool``: the transactions of the batch that count in a comparison of two versions; see `CardAlerts`.
 
     `version` and `other` are indices into the lineup.
@@ -115,7 +114,7 @@ def pair_name(lineup: Lineup, version: int, other: int) -> str:
     return "\n".join(("cards", lineup.versions[version].name, *both))
 
 
-def _with_events(cards: CardAlerts, batch: MicroBatch, places: I64, card_of: NDArray[np.intp]) -> CardAlerts:
+def _with_events(cards: CardAlerts, batch: MicroBatch, places: Ints, card_of: NDArray[np.intp]) -> CardAlerts:
     """`cards` with the first alert of each card.
 
     `places` ``(n,)`` are the alerts in the batch, `card_of` ``(n,)`` their cards.
@@ -131,13 +130,13 @@ def _with_events(cards: CardAlerts, batch: MicroBatch, places: I64, card_of: NDA
     )
 
 
-def _square(rows: int, this: Flags, other: Flags) -> list[int]:
+def _square(rows: int, this: Bools, other: Bools) -> list[int]:
     """2x2 counts of `rows` transactions, of which those that either version alerts are ``(n,)``."""
     both = int((this & other).sum())
     return [both, int(this.sum()) - both, int(other.sum()) - both, rows - len(this)]
 
 
-def _first(card_of: NDArray[np.intp], cards: int, event_time: NDArray[np.int64], alert: Flags) -> list[int | None]:
+def _first(card_of: NDArray[np.intp], cards: int, event_time: Ints, alert: Bools) -> list[int | None]:
     """Per card the event time of its first alert; None without one."""
     first = np.full(cards, _NEVER)
     np.minimum.at(first, card_of[alert], event_time[alert])

@@ -6,8 +6,8 @@ Sums are integers, so that they do not depend on how transactions were split int
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.ensemble.combine import References
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.manifest import Input
@@ -18,9 +18,7 @@ from stream_scorer.pipeline.policy import Policy
 from stream_scorer.records import MemberPair, PairDifferences, PreparedInput
 from stream_scorer.spec.model import CheckedSpec
 
-I64 = NDArray[np.int64]
-Rows = I64 | slice
-Flags = NDArray[np.bool_]
+Rows = Ints | slice
 # Scores are counted in thousandths on the scale of the link.
 UNIT = 1_000.0
 # Members with more inputs than this have no counts of answers: the summary would grow too large.
@@ -88,7 +86,7 @@ class PairComparer:
         """Whether nothing differs that alerts depend on."""
         return self._plan.equal
 
-    def compare(self, batch: MicroBatch, version: int, baseline: int, counts: Flags) -> PairDifferences | None:
+    def compare(self, batch: MicroBatch, version: int, baseline: int, counts: Bools) -> PairDifferences | None:
         """The differences on the transactions `counts` ``(n,) bool``; None without any.
 
         If no difference is known, they have the number of transactions only.
@@ -150,14 +148,14 @@ class PairComparer:
             [] if self._plan.combination is None else self._plan.combination.changes,
         )
 
-    def _linked(self, member_scores: NDArray[np.float64], references: References | None = None) -> NDArray[np.float64]:
+    def _linked(self, member_scores: Floats, references: References | None = None) -> Floats:
         """Scores on the scale of the link, in whole thousandths; not computed if no output differs."""
         if not any(member.output for member in self._plan.members):
             return member_scores
         return np.rint(UNIT * self._candidate.linked(member_scores, references))
 
     def _answers(
-        self, features: NDArray[np.float64], alerted: I64, member: MemberPlan, difference: NDArray[np.float64]
+        self, features: Floats, alerted: Ints, member: MemberPlan, difference: Floats
     ) -> tuple[dict[str, list[int]], list[int]]:
         """See `MemberPair.answers` and `MemberPair.answered`; `difference` ``(a,)`` is that of the rows `alerted`."""
         known = ~np.isnan(difference)
@@ -183,7 +181,7 @@ class PairComparer:
             start = stop
         return found, [len(values), int(values.sum()), int((values * values).sum())]
 
-    def _policy_square(self, batch: MicroBatch, version: int, rows: I64, alert: Flags) -> list[int]:
+    def _policy_square(self, batch: MicroBatch, version: int, rows: Ints, alert: Bools) -> list[int]:
         decided = batch.decided
         assert decided is not None
         if not self._plan.policy:
@@ -195,7 +193,7 @@ class PairComparer:
         square: list[int] = _squares(alert, changed[:, None])[0].tolist()
         return square
 
-    def _combination_square(self, batch: MicroBatch, pair: tuple[int, int], rows: I64, alert: Flags) -> list[int]:
+    def _combination_square(self, batch: MicroBatch, pair: tuple[int, int], rows: Ints, alert: Bools) -> list[int]:
         decided, combination = batch.decided, self._plan.combination
         assert decided is not None
         if combination is None:
@@ -209,14 +207,14 @@ class PairComparer:
         return square
 
 
-def _squares(alert: Flags, changed: Flags) -> I64:
+def _squares(alert: Bools, changed: Bools) -> Ints:
     """``(s, 4)``: alerts of a candidate by each column of `changed`: both, own only, changed only, neither."""
     both = (alert[:, None] & changed).sum(axis=0)
     candidate, baseline, n = int(alert.sum()), changed.sum(axis=0), len(alert)
     return np.column_stack([both, candidate - both, baseline - both, n - candidate - baseline + both])
 
 
-def _sums(a: NDArray[np.float64], b: NDArray[np.float64]) -> list[int]:
+def _sums(a: Floats, b: Floats) -> list[int]:
     """See `MemberPair.scores`. `a` and `b` are whole numbers, NaN where a score is missing."""
     known = ~np.isnan(a + b)
     x, y = a[known].astype(np.int64), b[known].astype(np.int64)

@@ -10,12 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Int8s, Ints
 from stream_scorer.records import DECISIONS
-
-I64 = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 
 # Columns of a group's counts: total, duplicates, degraded and fallback, then per decision rows and money. The newest
 # event time stands first.
@@ -34,17 +31,17 @@ class DecidedRows(NamedTuple):
     bool. others: (k, n) int8, decisions of the other versions.
     """
 
-    chosen: I64
-    span: I64
-    event_time: I64
-    value: I64
-    decision: NDArray[np.int8]
-    duplicate: Flags
-    degraded: Flags
-    fallback: Flags
-    member_alerts: I64
-    alert_without: Flags
-    others: NDArray[np.int8]
+    chosen: Ints
+    span: Ints
+    event_time: Ints
+    value: Ints
+    decision: Int8s
+    duplicate: Bools
+    degraded: Bools
+    fallback: Bools
+    member_alerts: Ints
+    alert_without: Bools
+    others: Int8s
 
 
 @dataclass(slots=True)
@@ -65,7 +62,7 @@ class GroupCounts:
     against: list[list[int]]
 
 
-def count_panes(rows: DecidedRows, pane_ms: int) -> tuple[list[GroupCounts], I64]:
+def count_panes(rows: DecidedRows, pane_ms: int) -> tuple[list[GroupCounts], Ints]:
     """The counts of every source partition and pane with rows, in this order; (c,) the place of each row's group."""
     groups, group_of, counts = _count(rows, pane_ms)
     members, others = rows.alert_without.shape[1], rows.others.shape[0]

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Int8s, Ints, UInt64s
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.records import CARD_GROUPS, DECISIONS
 from stream_scorer.serde.decoder import Transactions, hash_ids
@@ -21,8 +21,6 @@ _GROUP_SHIFT = np.uint64(64 - CARD_GROUPS.bit_length() + 1)
 _APPROVE = DECISIONS.index("approve")
 _WHOLE = 2**64
 
-Flags = NDArray[np.bool_]
-U64 = NDArray[np.uint64]
 # Sampled transactions, transactions by decision and card group, decisions by rule: the fields of `PaneSummary`.
 RateCounts = tuple[int, dict[str, list[int]], dict[str, dict[str, int]]]
 
@@ -36,21 +34,21 @@ class Sampling:
         self._sample_key = checked.pseudonyms.mixing_key("review-sample")
         self._group_key = checked.pseudonyms.mixing_key("card-group")
 
-    def draw(self, id_hash: NDArray[np.int64], decision: NDArray[np.int8]) -> Flags:
+    def draw(self, id_hash: Ints, decision: Int8s) -> Bools:
         """``(n,) bool``: approved, and drawn with probability `share`.
 
         Args:
             id_hash: (n,) int64, `hash_ids` of the event ids. decision: (n,) int8, index into `records.DECISIONS`.
         """
-        approved: Flags = decision == _APPROVE
+        approved: Bools = decision == _APPROVE
         if self.share <= 0.0:
             return np.zeros(len(id_hash), np.bool_)
         if self.share >= 1.0:
             return approved
-        drawn: Flags = mix(id_hash.view(np.uint64), self._sample_key) < np.uint64(int(self.share * _WHOLE))
+        drawn: Bools = mix(id_hash.view(np.uint64), self._sample_key) < np.uint64(int(self.share * _WHOLE))
         return np.logical_and(approved, drawn)
 
-    def card_groups(self, transactions: Transactions) -> NDArray[np.int64]:
+    def card_groups(self, transactions: Transactions) -> Ints:
         """``(n,) int64``, 0 to 31: the group of each transaction's card; a transaction without a card is its own."""
         hashes = transactions.id_hash
         if self._entity is not None:
@@ -62,13 +60,13 @@ class Sampling:
         return (mix(hashes.view(np.uint64), self._group_key) >> _GROUP_SHIFT).astype(np.int64)
 
 
-def mix(hashes: U64, key: tuple[int, int]) -> U64:
+def mix(hashes: UInt64s, key: tuple[int, int]) -> UInt64s:
     """``(n,) uint64``: `hashes` (n,) with a key, uniform and unrelated for two keys.
 
     Two rounds of the finaliser of splitmix64, one before and one after the second
     half of the key. It is no cryptographic hash: who sees many drawn ids of his own choice could learn the key.
     """
-    mixed: U64 = _mix(hashes, np.uint64(key[0]), np.uint64(key[1]))
+    mixed: UInt64s = _mix(hashes, np.uint64(key[0]), np.uint64(key[1]))
     return mixed
 
 
@@ -80,9 +78,7 @@ def _mix(hashes, first, second):  # type: ignore[no-untyped-def]  # pragma: no c
     return out
 
 
-def rate_counts(
-    batch: MicroBatch, chosen: NDArray[np.int64] | slice, group_of: NDArray[np.int64], n: int
-) -> list[RateCounts]:
+def rate_counts(batch: MicroBatch, chosen: Ints | slice, group_of: Ints, n: int) -> list[RateCounts]:
     """What the rates of each of `n` panes need of the `chosen` transactions, without repeated event ids.
 
     `group_of` (rows,) is the pane of each chosen transaction.
@@ -107,11 +103,11 @@ def rate_counts(
     ]
 
 
-def _nonzero(row: NDArray[np.int64]) -> dict[str, int]:
+def _nonzero(row: Ints) -> dict[str, int]:
     return {name: count for name, count in zip(DECISIONS, row.tolist(), strict=True) if count}
 
 
-def sparse_counts(counts: NDArray[np.int64]) -> list[list[list[int]]]:
+def sparse_counts(counts: Ints) -> list[list[list[int]]]:
     """`counts` (g, k, cells) as g times k flat lists ``[cell, count, ...]`` of the cells above 0."""
     pairs, bounds = _sparse(counts.reshape(-1, counts.shape[2]))
     flat, edges, width = pairs.tolist(), bounds.tolist(), counts.shape[1]

@@ -9,6 +9,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Ints
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.profile import Binner, profile_matrix
 from stream_scorer.features.engine import Enriched
@@ -30,8 +31,7 @@ from stream_scorer.records import (
 )
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 
-I64 = NDArray[np.int64]
-Rows = NDArray[np.int64] | slice
+Rows = Ints | slice
 
 
 class Summariser:
@@ -148,7 +148,7 @@ class Summariser:
             for lists in sparse_counts(counts)
         ]
 
-    def _not_evidence(self, enriched: Enriched) -> NDArray[np.bool_] | None:
+    def _not_evidence(self, enriched: Enriched) -> Bools | None:
         """The values (n, k) that no histogram counts, because they are not what complete features give; None for none.
 
         Of features: stale, partial and missing ones. Without features at all, also what the members made of that.

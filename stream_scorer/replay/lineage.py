@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
+from stream_scorer.arrays import Ints
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import AppliedOffset, LineageRow
-from stream_scorer.replay.order import I64
 from stream_scorer.replay.pieces import Piece
 
 
@@ -28,13 +28,13 @@ class Lineage:
         self._batch_applied: list[AppliedOffset] = []
         self._place = 0
 
-    def follow(self, piece: Piece, decoded: I64) -> Iterator[tuple[int, list[AppliedOffset]]]:
+    def follow(self, piece: Piece, decoded: Ints) -> Iterator[tuple[int, list[AppliedOffset]]]:
         """Place and applied offsets of the rows `decoded` of `piece`; exhaust the iterator before the next piece."""
         if piece.batch_start is None:
             return self._each_alone(piece, decoded)
         return self._as_served(piece, decoded)
 
-    def _each_alone(self, piece: Piece, decoded: I64) -> Iterator[tuple[int, list[AppliedOffset]]]:
+    def _each_alone(self, piece: Piece, decoded: Ints) -> Iterator[tuple[int, list[AppliedOffset]]]:
         wanted = np.zeros(len(piece.transactions), dtype=np.bool_)
         wanted[decoded] = piece.scoring
         labels = list(zip(piece.before.tolist(), piece.labels.partition.tolist(), piece.labels.offset.tolist(),
@@ -53,7 +53,7 @@ class Lineage:
         for _, partition, offset in labels[at:]:
             self._move(piece.labels.topic, partition, offset + 1)
 
-    def _as_served(self, piece: Piece, decoded: I64) -> Iterator[tuple[int, list[AppliedOffset]]]:
+    def _as_served(self, piece: Piece, decoded: Ints) -> Iterator[tuple[int, list[AppliedOffset]]]:
         if piece.batch_start and piece.served_offsets is not None:
             self._batch_applied = [
                 AppliedOffset(s.topic, s.partition, o) for s, o in sorted(piece.served_offsets.items())

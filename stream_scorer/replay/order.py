@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Ints
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.spec.model import LABELLED, CheckedSpec
 
-I64 = NDArray[np.int64]
 # Per record, its entities that use labels (``terminal:17``); empty if there are none.
 Owners = list[tuple[str, ...]]
 
@@ -27,7 +26,7 @@ Owners = list[tuple[str, ...]]
 class Extract(Protocol):
     """Returns the (n,) times in ms (-1 for a record that cannot be decoded) and the owners of `records`."""
 
-    def __call__(self, records: RawRecords) -> tuple[I64, Owners]: ...
+    def __call__(self, records: RawRecords) -> tuple[Ints, Owners]: ...
 
 
 class Extractors:
@@ -39,17 +38,17 @@ class Extractors:
         labelled = {v.entity for v in checked.spec.views if LABELLED & set(v.aggregates)}
         self._entities = [name for name in checked.spec.entities if name in labelled]
 
-    def transactions(self, records: RawRecords) -> tuple[I64, Owners]:
+    def transactions(self, records: RawRecords) -> tuple[Ints, Owners]:
         """Event times and owners of transactions."""
         good, _ = self._transactions.decode(records.value, records.timestamp)
         return self._aligned(len(records), good.row, good.event_time, good.entity_ids)
 
-    def labels(self, records: RawRecords) -> tuple[I64, Owners]:
+    def labels(self, records: RawRecords) -> tuple[Ints, Owners]:
         """Times of labelling, and owners, of labels."""
         good, _ = self._labels.decode(records.value, records.timestamp)
         return self._aligned(len(records), good.row, good.labelled_at, good.entity_ids)
 
-    def _aligned(self, n: int, row: I64, time: I64, ids: dict[str, list[str | None]]) -> tuple[I64, Owners]:
+    def _aligned(self, n: int, row: Ints, time: Ints, ids: dict[str, list[str | None]]) -> tuple[Ints, Owners]:
         times = np.full(n, -1, dtype=np.int64)
         times[row] = time
         owners: Owners = [()] * n
@@ -79,18 +78,18 @@ class Run:
     """
 
     transactions: RawRecords
-    transaction_time: I64
+    transaction_time: Ints
     transaction_owners: Owners
     labels: RawRecords
-    label_time: I64
+    label_time: Ints
     label_owners: Owners
-    before: I64
+    before: Ints
 
 
 @dataclass(slots=True)
 class _Part:
     records: RawRecords
-    time: I64
+    time: Ints
     owners: Owners
 
     def split(self, at: int) -> tuple[_Part, _Part]:
@@ -184,7 +183,7 @@ def _merge(parts: list[tuple[Stream, _Part]], transactions_topic: str, labels_to
     )  # fmt: skip
 
 
-def _collect(parts: list[tuple[Stream, _Part]], order: I64, is_label: bool, topic: str) -> _Part:
+def _collect(parts: list[tuple[Stream, _Part]], order: Ints, is_label: bool, topic: str) -> _Part:
     """The records of one input topic; `order` contains their indices among the records of all `parts`."""
     records = RawRecords.empty(topic)
     owners: Owners = []

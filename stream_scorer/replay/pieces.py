@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Ints
 from stream_scorer.positions import SourcePartition
-from stream_scorer.replay.order import I64, Run
+from stream_scorer.replay.order import Run
 from stream_scorer.serde.raw import RawRecords
 from stream_scorer.state.rows import MemoryRowStore
 
@@ -36,7 +36,7 @@ class Piece:
 
     transactions: RawRecords
     labels: RawRecords
-    before: I64
+    before: Ints
     scoring: bool
     batch_start: bool | None = None
     served_offsets: dict[SourcePartition, int] | None = None
@@ -79,7 +79,7 @@ class Range:
     offset_start: dict[int, int] | None = None
     offset_end: dict[int, int] | None = None
 
-    def begun(self, run: Run) -> NDArray[np.bool_]:
+    def begun(self, run: Run) -> Bools:
         """(n,) bool: whether each transaction of `run` is not before the range."""
         inside = np.ones(len(run.transactions), dtype=np.bool_)
         if self.time_start is not None:
@@ -129,7 +129,7 @@ def cut(runs: Iterable[Run], scored: Range, max_records: int, *, warm: bool) -> 
         yield from _pieces(run, flags, max_records)
 
 
-def _subset(run: Run, rows: NDArray[np.bool_], labels: NDArray[np.bool_]) -> Run:
+def _subset(run: Run, rows: Bools, labels: Bools) -> Run:
     """The transactions and labels that two masks select, in the same order."""
     index, label_index = np.flatnonzero(rows), np.flatnonzero(labels)
     kept_before = np.concatenate(([0], np.cumsum(rows)))
@@ -144,7 +144,7 @@ def _subset(run: Run, rows: NDArray[np.bool_], labels: NDArray[np.bool_]) -> Run
     )
 
 
-def _pieces(run: Run, flags: NDArray[np.bool_], max_records: int) -> Iterator[Piece]:
+def _pieces(run: Run, flags: Bools, max_records: int) -> Iterator[Piece]:
     total, label_total = len(run.transactions), len(run.labels)
     before = run.before.tolist()
     changes = (np.flatnonzero(np.diff(flags)) + 1).tolist()

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stream_scorer.quality import F64, Bools, alert_quality, average_precision, roc_auc
+from stream_scorer.arrays import Bools, Floats
+from stream_scorer.quality import alert_quality, average_precision, roc_auc
 from stream_scorer.records import Record
 from stream_scorer.serde.decoder import LabelDecoder
 from stream_scorer.serde.label_ranks import label_ranks
@@ -58,7 +59,7 @@ class Quality(Record, frozen=True):
         )
 
 
-def at_threshold(score: F64, label: Bools, threshold: float) -> AtThreshold:
+def at_threshold(score: Floats, label: Bools, threshold: float) -> AtThreshold:
     """See `AtThreshold`; a NaN score raises no alert."""
     alerts = alert_quality(score >= threshold, label)
     return AtThreshold(threshold, alerts.alerts, alerts.precision, alerts.recall, alerts.false_positive_rate)
@@ -109,13 +110,13 @@ class ScoredRows:
 
     def __init__(self, labels: EffectiveLabels | None = None) -> None:
         self._labels = labels
-        self._parts: list[tuple[F64, F64, Bools, Bools]] = []
+        self._parts: list[tuple[Floats, Floats, Bools, Bools]] = []
         self.duplicates = 0
 
     def __len__(self) -> int:
         return sum(len(score) for score, *_ in self._parts) + self.duplicates
 
-    def add(self, event_id: list[str], score: F64, members: F64, duplicate: Bools) -> None:
+    def add(self, event_id: list[str], score: Floats, members: Floats, duplicate: Bools) -> None:
         """Append a batch: ``(n,)``, ``(n, m)``, ``(n,)``. Duplicates are only counted."""
         if not self._labels:
             return
@@ -124,7 +125,7 @@ class ScoredRows:
         labelled, fraud = self._labels.of(event_id)
         self._parts.append((score[unique], members[unique], labelled[unique], fraud[unique]))
 
-    def columns(self) -> tuple[F64, F64, Bools, Bools]:
+    def columns(self) -> tuple[Floats, Floats, Bools, Bools]:
         """Score ``(n,)``, member scores ``(n, m)``, whether there is a label, and whether it is fraud ``(n,)``."""
         score, members, labelled, fraud = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         return score, members, labelled, fraud
@@ -136,7 +137,7 @@ def evaluate(rows: ScoredRows, member_names: Sequence[str], review: float, block
         return None
     score, members, labelled, fraud = rows.columns()
 
-    def figures(name: str, of: F64) -> Figures:
+    def figures(name: str, of: Floats) -> Figures:
         return Figures(
             name,
             int((~np.isnan(of)).sum()),

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats, Int8s, Ints
 from stream_scorer.ensemble.manifest import Series
 from stream_scorer.ensemble.profile import Binner
 from stream_scorer.errors import UsageError
@@ -31,9 +32,8 @@ from stream_scorer.replay.run import OnProgress
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.state.rows import MemoryRowStore
 
-F64 = NDArray[np.float64]
 # One served score: its offset in the input, its features and their status; None if these are features of another spec.
-ServedFeatures = tuple[int, F64 | None, NDArray[np.int8] | None]
+ServedFeatures = tuple[int, Floats | None, Int8s | None]
 # The served scores of a partition, at least those from an offset on, in the order of offsets.
 Served = Callable[[int, int], Iterator[ServedFeatures]]
 # The status of a score that was not served, and of one with features of another spec.
@@ -97,9 +97,9 @@ class Recomputed:
     """
 
     partition: NDArray[np.int32]
-    offset: NDArray[np.int64]
-    event_time: NDArray[np.int64]
-    features: F64
+    offset: Ints
+    event_time: Ints
+    features: Floats
     rejected: int
 
 
@@ -213,7 +213,7 @@ class _Cursor:
         self._ahead = next(served, None)
         self._newest = -1
 
-    def take(self, offsets: list[int], features: int) -> tuple[F64, NDArray[np.int64]]:
+    def take(self, offsets: list[int], features: int) -> tuple[Floats, Ints]:
         """Recorded features (n, features) at `offsets`, and their status (n, features), or one of those above."""
         values = np.full((len(offsets), features), np.nan)
         status = np.full((len(offsets), features), _NOT_SERVED, dtype=np.int64)
@@ -226,7 +226,7 @@ class _Cursor:
                 status[row] = _OTHER_SPEC if of is None else of
         return values, status
 
-    def advance(self, event_time: NDArray[np.int64]) -> NDArray[np.int64]:
+    def advance(self, event_time: Ints) -> Ints:
         """The running maximum of the event time (n,) of the next transactions, which orders a replay."""
         newest = np.maximum.accumulate(np.maximum(event_time, self._newest))
         self._newest = int(newest[-1])
@@ -246,7 +246,7 @@ class _Sums:
         self._largest = np.zeros(k)
         self._counts = np.zeros((k, self._binner.max_bins), dtype=np.int64)
 
-    def add(self, recorded: F64, status: NDArray[np.int64], recomputed: F64) -> None:
+    def add(self, recorded: Floats, status: Ints, recomputed: Floats) -> None:
         """Add a batch of scores: (n, k) each."""
         served = status[:, 0] >= 0 if status.shape[1] else np.zeros(len(status), dtype=np.bool_)
         recorded, status, recomputed = recorded[served], status[served], recomputed[served]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stream_scorer import __version__
+from stream_scorer.arrays import Floats
 from stream_scorer.reports import plots
 from stream_scorer.reports.explain import Explained
 from stream_scorer.reports.facts import Facts
@@ -15,7 +16,6 @@ from stream_scorer.reports.incident import Incident
 from stream_scorer.reports.latency import PERCENTILES, percentiles
 from stream_scorer.reports.pages import drawing, ms, number, percent, render, require_plots, write
 from stream_scorer.reports.quality import ENSEMBLE
-from stream_scorer.reports.recording import Floats
 from stream_scorer.reports.story import Story
 from stream_scorer.reports.windows import alert_rates, long_ms
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.control.cards import AlertedCards
 from stream_scorer.control.probation import GRACE_MS
 from stream_scorer.control.verdict import Tolerances, log_evidences
 from stream_scorer.records import CardAlerts
 from stream_scorer.records import Incident as IncidentRecord
 from stream_scorer.reports.quality import Judged
-from stream_scorer.reports.recording import Bools, ControlRecord, Floats, Ints, Recording
+from stream_scorer.reports.recording import ControlRecord, Recording
 from stream_scorer.reports.story import Story, Update
 
 _NO_CARDS = CardAlerts(0, 0, [], [], [])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stream_scorer.reports.recording import Floats, Ints, Recording
+from stream_scorer.arrays import Floats, Ints
+from stream_scorer.reports.recording import Recording
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 

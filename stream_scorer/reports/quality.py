@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.quality import AlertQuality, alert_quality, average_precision, roc_auc
-from stream_scorer.reports.recording import Bools, Floats, Ints
 from stream_scorer.reports.story import Story
 
 ENSEMBLE = "ensemble"

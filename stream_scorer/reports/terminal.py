@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stream_scorer.arrays import Floats
 from stream_scorer.reports.facts import Facts
 from stream_scorer.reports.incident import Incident
 from stream_scorer.reports.latency import PERCENTILES, percentiles
 from stream_scorer.reports.pages import number, percent
-from stream_scorer.reports.recording import Floats
 from stream_scorer.reports.story import Story
 
 _NAME = 14

@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Ints
 from stream_scorer.serde.decoder import Labels, Transactions
 
-I64 = NDArray[np.int64]
 _List = Callable[[list[Any]], list[Any]]
 
 
-def take_transactions(transactions: Transactions, rows: I64) -> Transactions:
+def take_transactions(transactions: Transactions, rows: Ints) -> Transactions:
     """The transactions at `rows` (k,), in that order."""
     return _transactions(transactions, rows, _taken(rows))
 
@@ -38,7 +37,7 @@ def join_transactions(parts: Sequence[Transactions]) -> Transactions:
     )
 
 
-def take_labels(labels: Labels, rows: I64) -> Labels:
+def take_labels(labels: Labels, rows: Ints) -> Labels:
     """The labels at `rows` (k,), in that order."""
     return _labels(labels, rows, _taken(rows))
 
@@ -62,12 +61,12 @@ def join_labels(parts: Sequence[Labels]) -> Labels:
     )
 
 
-def _taken(rows: I64) -> _List:
+def _taken(rows: Ints) -> _List:
     index = rows.tolist()
     return lambda values: [values[i] for i in index]
 
 
-def _transactions(t: Transactions, rows: I64 | slice, of_list: _List) -> Transactions:
+def _transactions(t: Transactions, rows: Ints | slice, of_list: _List) -> Transactions:
     """The transactions that `rows` selects in arrays, and `of_list` in lists."""
     return Transactions(
         row=t.row[rows],
@@ -80,7 +79,7 @@ def _transactions(t: Transactions, rows: I64 | slice, of_list: _List) -> Transac
     )
 
 
-def _labels(labels: Labels, rows: I64 | slice, of_list: _List) -> Labels:
+def _labels(labels: Labels, rows: Ints | slice, of_list: _List) -> Labels:
     """The labels that `rows` selects in arrays, and `of_list` in lists."""
     return Labels(
         row=labels.row[rows],

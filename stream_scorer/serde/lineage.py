@@ -20,14 +20,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats, Int8s, Ints
 from stream_scorer.positions import SourcePartition
 from stream_scorer.records import AppliedOffset, LineageRow, Record, SegmentThresholds, ShardOffset, Source
 from stream_scorer.serde.lineage_rows import Metadata, RowColumns, metadata_of, row_bytes, write_messages
 from stream_scorer.serde.raw import Headers
 from stream_scorer.structs import prepare
 
-I64 = NDArray[np.int64]
-F64 = NDArray[np.float64]
 # Headers of a record: the source offsets of its first row, and the one after its last row.
 FIRST_OFFSET, NEXT_OFFSET = "source.first_offset", "source.next_offset"
 # Larger batches are cut into several records, so that even a topic with Kafka's default limit of 1 MB takes each.
@@ -93,15 +92,15 @@ class LineageColumns:
     """
 
     partition: NDArray[np.int32]
-    offset: I64
+    offset: Ints
     event_id: Sequence[str]
-    version: NDArray[np.int8]
-    features: F64
-    status: NDArray[np.int8]
-    partitions_age: I64
-    labels_age: I64
-    review: F64
-    block: F64
+    version: Int8s
+    features: Floats
+    status: Int8s
+    partitions_age: Ints
+    labels_age: Ints
+    review: Floats
+    block: Floats
 
 
 class EncodedLineage(NamedTuple):
@@ -206,7 +205,7 @@ def _metadata(width: int) -> Metadata:
     return metadata_of(_schema(width))
 
 
-def _check_columns(columns: dict[str, Any], offset: I64, versions: int) -> None:
+def _check_columns(columns: dict[str, Any], offset: Ints, versions: int) -> None:
     """Raise `msgspec.DecodeError` if rows contradict the header or each other.
 
     An offset that occurs twice is left to the reader: it is a transaction that was scored twice.
@@ -246,10 +245,10 @@ class LineageBatch:
             if not table.select(names).schema.equals(_schema(width)):
                 raise msgspec.DecodeError("a lineage record with columns of other types")
             columns = {name: table.column(name).combine_chunks() for name in names}
-            self.features: F64 = _values(columns["features"].flatten(), np.float64).reshape(-1, width)
-            self.status: NDArray[np.int8] = _values(columns["feature_status"].flatten(), np.int8).reshape(-1, width)
+            self.features: Floats = _values(columns["features"].flatten(), np.float64).reshape(-1, width)
+            self.status: Int8s = _values(columns["feature_status"].flatten(), np.int8).reshape(-1, width)
             self.partition: int = columns["partition"][0].as_py()
-            self.offset: I64 = _values(columns["offset"], np.int64)
+            self.offset: Ints = _values(columns["offset"], np.int64)
             self.place: NDArray[np.int32] = _values(columns["place"], np.int32)
             self.event_id: list[str] = columns["event_id"].to_pylist()
             _check_columns(columns, self.offset, len(self.header.versions))

@@ -15,10 +15,8 @@ import pyarrow as pa
 from numba import njit
 from numpy.typing import NDArray
 
-I64 = NDArray[np.int64]
-F64 = NDArray[np.float64]
-I8 = NDArray[np.int8]
-U8 = NDArray[np.uint8]
+from stream_scorer.arrays import Floats, Int8s, Ints, UInt8s
+
 # The fields of `lineage.SCHEMA_FIELDS` have 13 nodes, of which two are those of the values of lists, and 25 buffers.
 _NODES, _LISTS, _AGES, _BUFFERS = 13, (6, 8), (9, 10), 25
 # Places in the cursor of `write_messages`: the next byte of the body, where the body begins, and the word of the
@@ -34,22 +32,22 @@ class RowColumns(NamedTuple):
     """
 
     partition: NDArray[np.int32]
-    offset: I64
-    text: U8
+    offset: Ints
+    text: UInt8s
     text_end: NDArray[np.int32]
-    version: I8
-    features: F64
-    status: I8
-    partitions_age: I64
-    labels_age: I64
-    review: F64
-    block: F64
+    version: Int8s
+    features: Floats
+    status: Int8s
+    partitions_age: Ints
+    labels_age: Ints
+    review: Floats
+    block: Floats
 
 
 class Metadata(NamedTuple):
     """The metadata of a message, its prefix included, and where its numbers stand: in words of 8 bytes."""
 
-    content: U8
+    content: UInt8s
     rows: int
     nodes: int
     buffers: int
@@ -87,7 +85,7 @@ def row_bytes(width: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def write_messages(columns: RowColumns, order: I64, edges: I64, metadata: Metadata) -> tuple[U8, I64]:
+def write_messages(columns: RowColumns, order: Ints, edges: Ints, metadata: Metadata) -> tuple[UInt8s, Ints]:
     """The messages of r records, each with the end of its stream, one after another; and (r,) where each ends.
 
     Record i holds the rows ``order[edges[i]:edges[i + 1]]``.

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats, Ints
 from stream_scorer.simulate.config import DAY_MS, HOUR_MS, MINUTE_MS
-from stream_scorer.simulate.transactions import Ints
 from stream_scorer.simulate.world import (
     ATM,
     ONLINE,
-    Floats,
     World,
     carrier_networks,
     own_devices,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from stream_scorer.arrays import Ints
 from stream_scorer.simulate.config import DAY_MS, HOUR_MS, SimulationConfig
 from stream_scorer.simulate.fraud import (
     CHANNELS,
@@ -22,7 +23,7 @@ from stream_scorer.simulate.fraud import (
     whole_amounts,
 )
 from stream_scorer.simulate.life import Lives
-from stream_scorer.simulate.transactions import Ints, Strings, Transactions, fixed_ids
+from stream_scorer.simulate.transactions import Strings, Transactions, fixed_ids
 from stream_scorer.simulate.world import (
     ATM,
     CURRENCIES,

@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.errors import SettingsError
 from stream_scorer.records import Decision
 from stream_scorer.simulate.config import DAY_MS, HOUR_MS
 from stream_scorer.simulate.labels import ANALYST, CHARGEBACK, RANDOM_REVIEW, SOURCES, Labels
-from stream_scorer.simulate.transactions import Ints, Transactions
-
-Bools = NDArray[np.bool_]
+from stream_scorer.simulate.transactions import Transactions
 
 
 @dataclass(frozen=True)
@@ -325,7 +323,7 @@ class _Candidates:
     due: Ints
     labelled_fraud: Bools
     source: int
-    probability: NDArray[np.float64]
+    probability: Floats
     after_clearing: bool = False
 
     def take(self, rows: Bools) -> _Candidates:

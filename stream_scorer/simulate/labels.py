@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_scorer.simulate.transactions import Ints, Strings
+from stream_scorer.arrays import Floats, Ints
+from stream_scorer.simulate.transactions import Strings
 
 SOURCES = ("analyst", "random_review", "chargeback")
 ANALYST, RANDOM_REVIEW, CHARGEBACK = range(3)
@@ -32,7 +33,7 @@ class Labels:
     label: Strings
     labelled_at: Ints
     source: Strings
-    review_probability: NDArray[np.float64]
+    review_probability: Floats
     customer_id: Strings
     terminal_id: Strings
     device_id: Strings

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats, Ints
 from stream_scorer.simulate.config import HOUR_MS, MINUTE_MS, Life, SimulationConfig
 from stream_scorer.simulate.fraud import (
     CARD_TESTING,
@@ -22,8 +22,7 @@ from stream_scorer.simulate.fraud import (
     channels_of,
     whole_amounts,
 )
-from stream_scorer.simulate.transactions import Ints
-from stream_scorer.simulate.world import ONLINE, STORE, Floats, World, usual_amounts
+from stream_scorer.simulate.world import ONLINE, STORE, World, usual_amounts
 
 # Transactions of one burst: on one card, and on as many cards at one terminal.
 CARD_BURST, TERMINAL_BURST = (20, 61), (60, 201)
@@ -101,7 +100,7 @@ class Lives:
         return Raw(_times(scene, count, 3 * HOUR_MS), card, shop, nothing, nothing, amount, channel, kind)
 
 
-def _first_days(rng: np.random.Generator, count: int, share: float, days: int) -> NDArray[np.int64]:
+def _first_days(rng: np.random.Generator, count: int, share: float, days: int) -> Ints:
     """``(count,)``: a day within the simulation for `share` of the entities, 0 for the others."""
     return np.where(rng.random(count) < share, rng.integers(1, max(days, 2), count), 0)
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.arrays import Int8s, Ints
+
 Strings = NDArray[np.object_]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Transactions:
     amount: Ints
     currency: Strings
     channel: Strings
-    fraud_kind: NDArray[np.int8]
+    fraud_kind: Int8s
 
     def __len__(self) -> int:
         return len(self.event_time)

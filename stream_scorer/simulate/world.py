@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.simulate.config import DAY_MS, SimulationConfig
-from stream_scorer.simulate.transactions import Ints, Strings, fixed_ids
-
-Floats = NDArray[np.float64]
+from stream_scorer.simulate.transactions import Strings, fixed_ids
 
 STORE, ONLINE, ATM = 0, 1, 2
 _KIND_SHARES = (0.68, 0.24, 0.08)
@@ -64,7 +62,7 @@ class World:
     city: Ints
     currency: Ints
     preferred: Ints
-    second_device: NDArray[np.bool_]
+    second_device: Bools
     replaced_ms: Ints
     home_network: Ints
     carrier_network: Ints

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Ints
 from stream_scorer.state.row_format import FIELD_DTYPE, FIELDS, TIME
 
-I64 = NDArray[np.int64]
 _FIRST_ENTRIES, _FIRST_ROWS = 1_024, 256
 
 
@@ -27,17 +26,17 @@ class Arena:
         self._used = 0
 
     @property
-    def entries(self) -> I64:
+    def entries(self) -> Ints:
         """(total, 4) int64, read-only: all entries, and room between them."""
         entries = self._entries.view()
         entries.flags.writeable = False
         return entries
 
-    def bounds(self, rows: I64) -> tuple[I64, I64]:
+    def bounds(self, rows: Ints) -> tuple[Ints, Ints]:
         """Where each of `rows` (k,) starts and ends in `entries`: (k,) int64 each."""
         return self._start[rows], self._end[rows]
 
-    def row(self, number: int) -> I64:
+    def row(self, number: int) -> Ints:
         """(n, 4) int64, read-only: the entries of one row."""
         return self.entries[self._start[number] : self._end[number]]
 
@@ -50,7 +49,7 @@ class Arena:
                 np.concatenate([column, more]) for column in (self._start, self._end, self._stop)
             )
 
-    def put_after(self, rows: I64, counts: I64, entries: I64) -> None:
+    def put_after(self, rows: Ints, counts: Ints, entries: Ints) -> None:
         """Put entries after the end of `rows` (k,), all of them different: `counts` (k,) of `entries`, in this order.
 
         The rows do not contain them until `extend`.
@@ -60,11 +59,11 @@ class Arena:
             self._move(rows[short], counts[short])
         _copy_rows(self._entries, self._end[rows], entries, np.cumsum(counts) - counts, counts)
 
-    def extend(self, rows: I64, counts: I64) -> None:
+    def extend(self, rows: Ints, counts: Ints) -> None:
         """Make `counts` (k,) entries after the end of `rows` (k,) a part of them."""
         self._end[rows] += counts
 
-    def replace(self, number: int, entries: I64) -> None:
+    def replace(self, number: int, entries: Ints) -> None:
         """Replace the entries of one row by `entries` (n, 4)."""
         start = self._end[number] = self._start[number]
         if start + len(entries) > self._stop[number]:
@@ -73,20 +72,20 @@ class Arena:
         self._end[number] = start + len(entries)
         self._entries[start : start + len(entries)] = entries
 
-    def trim(self, before: int) -> NDArray[np.bool_]:
+    def trim(self, before: int) -> Bools:
         """Remove the first entries of every row that are older than `before` (ms). (count,) bool: rows not empty."""
         start, end = self._start[: self.count], self._end[: self.count]
         _skip_old(self._entries, start, end, before)
         return start < end
 
-    def keep(self, rows: I64) -> None:
+    def keep(self, rows: Ints) -> None:
         """Remove all rows but `rows` (k,), ascending; they get the numbers 0 to k - 1."""
         for column in (self._start, self._end, self._stop):
             column[: len(rows)] = column[rows]
             column[len(rows) : self.count] = 0
         self.count = len(rows)
 
-    def _move(self, rows: I64, counts: I64) -> None:
+    def _move(self, rows: Ints, counts: Ints) -> None:
         """Give each of `rows` room for `counts` more entries."""
         length = self._end[rows] - self._start[rows]
         room = (length + counts) * 5 // 4 + 1
@@ -112,7 +111,7 @@ class Arena:
 
 
 @njit(cache=True, nogil=True)
-def _copy_rows(to: I64, to_start: I64, of: I64, of_start: I64, length: I64) -> None:
+def _copy_rows(to: Ints, to_start: Ints, of: Ints, of_start: Ints, length: Ints) -> None:
     """Copy `length` (k,) entries from each `of_start` (k,) in `of` to each `to_start` (k,) in `to`."""
     for row in range(length.shape[0]):
         for place in range(length[row]):
@@ -121,7 +120,7 @@ def _copy_rows(to: I64, to_start: I64, of: I64, of_start: I64, length: I64) -> N
 
 
 @njit(cache=True, nogil=True)
-def _skip_old(entries: I64, start: I64, end: I64, before: int) -> None:
+def _skip_old(entries: Ints, start: Ints, end: Ints, before: int) -> None:
     """Advance each of `start` (k,), in place, past the entries up to `end` (k,) that are older than `before`."""
     for row in range(start.shape[0]):
         while start[row] < end[row] and entries[start[row], TIME] < before:

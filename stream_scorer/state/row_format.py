@@ -35,7 +35,8 @@ import struct
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from stream_scorer.arrays import Ints
 
 LAYOUT_VERSION = 2
 
@@ -62,10 +63,8 @@ PANE_CODES = 1 << PANE_CODE_BITS
 APPLIED = struct.Struct("<qqq")
 APPLIED_PATTERN = "<i8i8i8"
 
-I64 = NDArray[np.int64]
 
-
-def pack(event_time: I64, value: I64, id_hash: I64) -> I64:
+def pack(event_time: Ints, value: Ints, id_hash: Ints) -> Ints:
     """(n, 4) int64 entries of transactions."""
     entries = np.zeros((len(event_time), FIELDS), dtype=FIELD_DTYPE)
     entries[:, TIME] = event_time
@@ -75,17 +74,17 @@ def pack(event_time: I64, value: I64, id_hash: I64) -> I64:
     return entries
 
 
-def unpack(row: bytes) -> I64:
+def unpack(row: bytes) -> Ints:
     """(n, 4) int64 entries of a stored row, read-only."""
     return np.frombuffer(row, dtype=FIELD_DTYPE).reshape(-1, FIELDS)
 
 
-def to_bytes(entries: I64) -> bytes:
+def to_bytes(entries: Ints) -> bytes:
     """The stored form of `entries` (n, 4)."""
     return np.ascontiguousarray(entries, dtype=FIELD_DTYPE).tobytes()
 
 
-def latest(entries: I64) -> int:
+def latest(entries: Ints) -> int:
     """The newest event time (ms) in the `entries` (n, 4) of a row, panes included; -1 for none."""
     kind = entries[:, KIND]
     # Only panes have a kind of `PANE` or below; a header has no event time.

@@ -17,16 +17,13 @@ from typing import NamedTuple, Protocol, overload
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Int8s, Ints
 from stream_scorer.clock import SystemClock
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.state.arena import Arena
 from stream_scorer.state.row_format import ENTRY_BYTES, FIELDS, KIND, TIME, TRANSACTION, to_bytes, unpack
 
-I64 = NDArray[np.int64]
-Flags = NDArray[np.bool_]
-I8 = NDArray[np.int8]
 # The store records a witness of a row once per period of event time in which the row gains an entry; see
 # `RowUpdate.opens`. A longer period costs less, but rows stay up to one period beyond their horizon. 14 days.
 WITNESS_PERIOD_MS = 14 * 24 * 3_600_000
@@ -180,16 +177,23 @@ class RowUpdate:
 
     spans: list[Span]
     keys: list[bytes]
-    bounds: I64
-    entries: I64
-    span_of: I64
-    offset: I64
-    opens: I8
+    bounds: Ints
+    entries: Ints
+    span_of: Ints
+    offset: Ints
+    opens: Int8s
     compactions: dict[bytes, Compaction] = field(default_factory=dict)
 
     @classmethod
     def group(
-        cls, spans: list[Span], keys: list[bytes], key_of: I64, entries: I64, span_of: I64, offset: I64, opens: I8
+        cls,
+        spans: list[Span],
+        keys: list[bytes],
+        key_of: Ints,
+        entries: Ints,
+        span_of: Ints,
+        offset: Ints,
+        opens: Int8s,
     ) -> RowUpdate:
         """Group entries, given in log order, by key. `key_of` (u,) indexes `keys`; keys without entries are dropped."""
         # numpy sorts 16-bit integers by radix, three times as fast as wider ones.
@@ -216,7 +220,7 @@ class RowUpdate:
         """The packed entries of each key."""
         return _cut(self.entries, self.bounds)
 
-    def payload_by_key(self, mask: Flags | bool = True) -> dict[bytes, bytes]:
+    def payload_by_key(self, mask: Bools | bool = True) -> dict[bytes, bytes]:
         """The packed entries of each key: all of them, or those of a `mask` (u,)."""
         if isinstance(mask, bool):
             return self._all_by_key if mask else {}
@@ -228,11 +232,11 @@ class RowUpdate:
         return dict(zip(self.keys, self.payloads, strict=True))
 
     @property
-    def key_of(self) -> I64:
+    def key_of(self) -> Ints:
         """(u,) int64: the index of each entry's key in `keys`."""
         return np.repeat(np.arange(len(self.keys)), np.diff(self.bounds))
 
-    def pending(self, applied: AppliedOffsets) -> Flags | bool:
+    def pending(self, applied: AppliedOffsets) -> Bools | bool:
         """Which entries are missing in rows that were read together with `applied`: all, none, or a mask (u,)."""
         if applied.sharding is not None:
             return self._pending_by_shard(applied, applied.sharding)
@@ -243,7 +247,7 @@ class RowUpdate:
             return False
         return self.offset >= np.array(ahead, dtype=np.int64)[self.span_of]
 
-    def _pending_by_shard(self, applied: AppliedOffsets, sharding: Sharding) -> Flags | bool:
+    def _pending_by_shard(self, applied: AppliedOffsets, sharding: Sharding) -> Bools | bool:
         ahead = np.array([[m.next_offset.get(s.source, -1) for s in self.spans] for m in applied.by_shard], np.int64)
         if (ahead <= [span.start for span in self.spans]).all():
             return True
@@ -252,7 +256,7 @@ class RowUpdate:
         shard_of = np.repeat(self.shards(sharding), np.diff(self.bounds))
         return np.asarray(self.offset >= ahead[shard_of, self.span_of], np.bool_)
 
-    def shards(self, sharding: Sharding) -> I64:
+    def shards(self, sharding: Sharding) -> Ints:
         """(k,) int64: the shard of each key."""
         return np.fromiter(map(sharding.of, self.keys), np.int64, len(self.keys))
 
@@ -327,7 +331,7 @@ class RowUpdate:
             for part in range(parts)
         ]
 
-    def _with_watermarks(self, spans: list[Span], mine: Flags) -> list[Span]:
+    def _with_watermarks(self, spans: list[Span], mine: Bools) -> list[Span]:
         """`spans` of one part, whose entries are `mine` (u,), with the watermarks that this part reaches.
 
         A watermark must not run ahead of its applied offset. Only the part that ends a span has the watermark of the
@@ -342,14 +346,14 @@ class RowUpdate:
         ]
 
 
-def _cut(entries: I64, bounds: I64) -> list[bytes]:
+def _cut(entries: Ints, bounds: Ints) -> list[bytes]:
     """The packed `entries` (u, 4) between each two of `bounds` (k + 1,)."""
     packed = to_bytes(entries)
     edges = (bounds * ENTRY_BYTES).tolist()
     return [packed[low:high] for low, high in zip(edges, edges[1:], strict=False)]
 
 
-def _not_begun(opens: I8, key_of: I64, held: I64) -> I8:
+def _not_begun(opens: Int8s, key_of: Ints, held: Ints) -> Int8s:
     """`opens` for entries of the keys `key_of`, once the rows of the keys `held` exist."""
     begun = np.zeros(key_of.max(initial=-1) + 1, dtype=np.bool_)
     begun[held] = True
@@ -475,7 +479,7 @@ class ResidentRows(Sequence[bytes | None]):
     As a sequence, their stored form, None for an empty row.
     """
 
-    def __init__(self, arena: Arena, numbers: I64) -> None:
+    def __init__(self, arena: Arena, numbers: Ints) -> None:
         self._arena, self._numbers = arena, numbers
 
     def __len__(self) -> int:
@@ -492,11 +496,11 @@ class ResidentRows(Sequence[bytes | None]):
             return ResidentRows(self._arena, self._numbers[place])
         return to_bytes(self._arena.row(int(self._numbers[place]))) or None
 
-    def entries(self) -> tuple[I64, I64, I64]:
+    def entries(self) -> tuple[Ints, Ints, Ints]:
         """All entries (total, 4), read-only, and where each row starts and ends in them (k,)."""
         return self._arena.entries, *self._arena.bounds(self._numbers)
 
-    def entries_with(self, key_of: I64, more: I64) -> tuple[I64, I64, I64]:
+    def entries_with(self, key_of: Ints, more: Ints) -> tuple[Ints, Ints, Ints]:
         """`entries`, with the entries `more` (c, 4) at the end of the rows `key_of` (c,). The store does not change."""
         counts = np.bincount(key_of, minlength=len(self))
         gaining = np.flatnonzero(counts)
@@ -561,13 +565,13 @@ class MemoryRowStore:
             self._arena.keep(np.flatnonzero(kept))
             self._number = {key: int(numbers[n]) for key, n in self._number.items() if kept[n]}
 
-    def _append(self, keys: Sequence[bytes], bounds: I64, entries: I64) -> None:
+    def _append(self, keys: Sequence[bytes], bounds: Ints, entries: Ints) -> None:
         """Append the entries ``bounds[i]:bounds[i + 1]`` to the row of each key i."""
         numbers, counts = self._numbers(keys), np.diff(bounds)
         self._arena.put_after(numbers, counts, entries)
         self._arena.extend(numbers, counts)
 
-    def _numbers(self, keys: Sequence[bytes]) -> I64:
+    def _numbers(self, keys: Sequence[bytes]) -> Ints:
         """(k,) int64: the number of each key's row, which is new if it has none."""
         numbers = np.fromiter(map(self._number.get, keys, repeat(-1)), np.int64, len(keys))
         missing = np.flatnonzero(numbers < 0)

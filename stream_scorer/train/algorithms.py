@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.ensemble.manifest import Input, MemberFormat
 from stream_scorer.ensemble.members import load_member
 from stream_scorer.ensemble.preprocess import Preprocess
@@ -20,10 +20,8 @@ from stream_scorer.train.dense import LOGISTIC, NEURAL, standardise, train_logis
 from stream_scorer.train.plan import feature_sets, matching_features
 from stream_scorer.train.trees import FOREST, GBDT, XGB, train_forest, train_gbdt, train_xgb
 
-Matrix = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 # Fits ``(n, k)`` with labels ``(n,)``, input names, seed, hyperparameters and row weights ``(n,)``.
-Fit = Callable[[Matrix, Bools, Sequence[str], int, Mapping[str, Any], Matrix | None], bytes]
+Fit = Callable[[Floats, Bools, Sequence[str], int, Mapping[str, Any], Floats | None], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class MemberRecipe:
     member: MemberTraining
     format: MemberFormat
     inputs: list[str]
-    columns: NDArray[np.int64]
+    columns: Ints
     parameters: dict[str, Any]
     seed: int
 
@@ -66,11 +64,11 @@ class FittedMember:
     preprocess: list[Input]
 
 
-def _logistic(x: Matrix, y: Bools, _n: Sequence[str], seed: int, p: Mapping[str, Any], w: Matrix | None) -> bytes:
+def _logistic(x: Floats, y: Bools, _n: Sequence[str], seed: int, p: Mapping[str, Any], w: Floats | None) -> bytes:
     return train_logistic(x, y, seed, p, w)
 
 
-def _neural(x: Matrix, y: Bools, _n: Sequence[str], seed: int, p: Mapping[str, Any], w: Matrix | None) -> bytes:
+def _neural(x: Floats, y: Bools, _n: Sequence[str], seed: int, p: Mapping[str, Any], w: Floats | None) -> bytes:
     return train_neural(x, y, seed, p, w)
 
 
@@ -139,7 +137,7 @@ def _inputs(member: MemberTraining, spec: CheckedSpec, path: str) -> list[str]:
     return matching_features(spec.features, member.features)
 
 
-def fit_member(recipe: MemberRecipe, features: Matrix, label: Bools) -> FittedMember:
+def fit_member(recipe: MemberRecipe, features: Floats, label: Bools) -> FittedMember:
     """Fit a member on ``(n, n_features)`` rows in order of time and their labels ``(n,)``.
 
     Raises:
@@ -174,7 +172,7 @@ def fit_member(recipe: MemberRecipe, features: Matrix, label: Bools) -> FittedMe
 _LIBRARIES = ("lightgbm", "xgboost", "sklearn")
 
 
-def predict(recipe: MemberRecipe, fitted: FittedMember, features: Matrix) -> Matrix:
+def predict(recipe: MemberRecipe, fitted: FittedMember, features: Floats) -> Floats:
     """Uncalibrated probabilities ``(n,)`` of a fitted member for ``(n, n_features)`` rows, as a scorer has them.
 
     Raises:
@@ -187,7 +185,7 @@ def predict(recipe: MemberRecipe, fitted: FittedMember, features: Matrix) -> Mat
     return require_probabilities(recipe.member.name, probability)
 
 
-def require_probabilities(member: str, probability: Matrix) -> Matrix:
+def require_probabilities(member: str, probability: Floats) -> Floats:
     """`probability` ``(n,)``. Raises `UsageError` if one is NaN or outside [0, 1], which a scorer leaves out."""
     probability = np.array(probability, np.float64)
     wrong = keep_probabilities(probability)
@@ -199,7 +197,7 @@ def require_probabilities(member: str, probability: Matrix) -> Matrix:
     return probability
 
 
-def sampled(recipe: MemberRecipe, label: Bools) -> NDArray[np.int64]:
+def sampled(recipe: MemberRecipe, label: Bools) -> Ints:
     """Row numbers, ascending: all frauds, and the declared share of the other rows, drawn with the member's seed."""
     sampling = recipe.member.sampling
     if sampling is None or sampling.genuine >= 1.0:
@@ -208,7 +206,7 @@ def sampled(recipe: MemberRecipe, label: Bools) -> NDArray[np.int64]:
     return np.flatnonzero(kept | label)
 
 
-def _weights(recipe: MemberRecipe, y: Bools) -> Matrix | None:
+def _weights(recipe: MemberRecipe, y: Bools) -> Floats | None:
     wanted = recipe.member.class_weight
     if wanted is None:
         return None

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.ensemble.combine import Combiner
 from stream_scorer.ensemble.compose import choose_ranks
 from stream_scorer.ensemble.links import logit
@@ -30,9 +30,6 @@ from stream_scorer.train.calibration import fit_beta, fit_isotonic, fit_platt, f
 from stream_scorer.train.metrics import alert_figures, score_figures
 from stream_scorer.train.recipe import AlertRates
 
-Matrix = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
 # The quorum holds without the member of the largest weight, with a margin for small manual changes of weights.
 QUORUM_MARGIN = 0.05
 # A trimmed mean of five members drops the highest and the lowest.
@@ -43,7 +40,7 @@ _TOLERATED = 1.5
 _log = logging.getLogger(__name__)
 
 
-def fit_calibrator(name: CalibratorName, probability: Matrix, label: Bools) -> Calibrator:
+def fit_calibrator(name: CalibratorName, probability: Floats, label: Bools) -> Calibrator:
     """Fit a member's calibrator on its probabilities ``(n,)`` and labels ``(n,)``."""
     if name == "beta":
         return fit_beta(probability, label)
@@ -62,7 +59,7 @@ class Vote:
     baseline: float = 0.0
 
 
-def make_combiner(name: CombinerName, logits: Matrix, label: Bools) -> CombinerSpec:
+def make_combiner(name: CombinerName, logits: Floats, label: Bools) -> CombinerSpec:
     """The combiner `name`; stacking is fitted on calibrated logits ``(n, m)`` and labels ``(n,)``."""
     if name == "stacking":
         return fit_stacking(logits, label)
@@ -74,14 +71,14 @@ def make_combiner(name: CombinerName, logits: Matrix, label: Bools) -> CombinerS
     return plain[name]
 
 
-def combine(how: CombinerSpec, link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.int64]) -> Matrix:
+def combine(how: CombinerSpec, link: Link, scores: Floats, weights: Floats, reference: Ints) -> Floats:
     """``(n,)``: the combination of the members' calibrated scores ``(n, m)``, before the final calibrator."""
     votes = votes_of(link, scores, weights, reference)
-    combined: Matrix = Combiner(votes, how, link, NoCalibrator(), 0.0).combine(scores)[5]
+    combined: Floats = Combiner(votes, how, link, NoCalibrator(), 0.0).combine(scores)[5]
     return combined
 
 
-def votes_of(link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.int64]) -> list[Vote]:
+def votes_of(link: Link, scores: Floats, weights: Floats, reference: Ints) -> list[Vote]:
     """Members with calibrated scores ``(n, m)``, for a `Combiner`; ranks come from the rows `reference`."""
     return [
         Vote(float(weight), choose_ranks(scores[reference, index]) if link == "rank" else [])
@@ -91,8 +88,8 @@ def votes_of(link: Link, scores: Matrix, weights: Matrix, reference: NDArray[np.
 
 def metrics_of(
     names: Sequence[str],
-    member_scores: Matrix,
-    score: Matrix,
+    member_scores: Floats,
+    score: Floats,
     label: Bools,
     combiner: Combiner,
     thresholds: Thresholds,
@@ -111,7 +108,7 @@ def metrics_of(
     return {**out, "ensemble": whole}
 
 
-def _metrics_without(without: Matrix, label: Bools, review: float) -> dict[str, float]:
+def _metrics_without(without: Floats, label: Bools, review: float) -> dict[str, float]:
     plain = alert_figures(without, label, review, 1.0)
     return {
         "ensemble_average_precision_without": average_precision(without, label) or 0.0,
@@ -120,7 +117,7 @@ def _metrics_without(without: Matrix, label: Bools, review: float) -> dict[str, 
     }
 
 
-def choose_thresholds(spec: CheckedSpec, score: Matrix, rates: AlertRates | None) -> Thresholds:
+def choose_thresholds(spec: CheckedSpec, score: Floats, rates: AlertRates | None) -> Thresholds:
     """Thresholds that give the alert rates on the scores ``(n,)``; without rates, those of the spec's policy."""
     policy = spec.spec.policy
     if rates is None:
@@ -128,7 +125,7 @@ def choose_thresholds(spec: CheckedSpec, score: Matrix, rates: AlertRates | None
     return Thresholds(f"{policy.version}-fitted", _threshold(score, rates.review), _threshold(score, rates.block))
 
 
-def _threshold(score: Matrix, share: float) -> float:
+def _threshold(score: Floats, share: float) -> float:
     """A threshold that about `share` of the scores reach: midway between the lowest score above it and the next.
 
     At most `share` of them do, unless several rows have the score at that place, or none would reach the threshold:
@@ -143,7 +140,7 @@ def _threshold(score: Matrix, share: float) -> float:
     return float((tie + (falling[above - 1] if above else 1.0)) / 2)
 
 
-def check_alert_rates(score: Matrix, thresholds: Thresholds, rates: AlertRates | None) -> None:
+def check_alert_rates(score: Floats, thresholds: Thresholds, rates: AlertRates | None) -> None:
     """Warn if the shares of the scores ``(n,)`` that reach fitted thresholds differ much from the targets.
 
     Raises:

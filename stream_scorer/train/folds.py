@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Ints
 from stream_scorer.errors import UsageError
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.spec.training import Folds
@@ -20,9 +20,6 @@ from stream_scorer.train.split import MIN_POSITIVES
 DAY_MS = 86_400_000
 # Without a declared length, the test windows divide this share of the time range.
 _TESTED_SHARE = 0.4
-
-I64 = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +47,9 @@ class Fold:
     """
 
     window: Window
-    train: I64
+    train: Ints
     label: Bools
-    test: I64
+    test: Ints
 
 
 def label_delay_ms(folds: Folds, spec: CheckedSpec) -> int:
@@ -120,12 +117,12 @@ def make_folds(windows: Sequence[Window], data: TrainingSet, folds: Folds, delay
     return out
 
 
-def known_label(data: TrainingSet, rows: I64, at: int, delay: int) -> Bools:
+def known_label(data: TrainingSet, rows: Ints, at: int, delay: int) -> Bools:
     """Labels ``(k,)`` of `rows` as known at time `at`: a fraud that is reported later counts as genuine."""
     return data.label[rows] & (_labelled_at(data, delay)[rows] <= at)
 
 
-def compromised(data: TrainingSet, rows: I64, since: int, delay: int) -> Bools:
+def compromised(data: TrainingSet, rows: Ints, since: int, delay: int) -> Bools:
     """``(k,) bool``: rows whose entity had a fraud since `since` that was known at the beginning of the row's day.
 
     Raises:
@@ -144,5 +141,5 @@ def compromised(data: TrainingSet, rows: I64, since: int, delay: int) -> Bools:
     return np.asarray(known[data.entity[rows]] < day, np.bool_)
 
 
-def _labelled_at(data: TrainingSet, delay: int) -> I64:
+def _labelled_at(data: TrainingSet, delay: int) -> Ints:
     return data.event_time + delay if data.labelled_at is None else data.labelled_at

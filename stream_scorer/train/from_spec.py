@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats
 from stream_scorer.clock import Clock, SystemClock
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.manifest import Manifest
@@ -28,8 +28,6 @@ from stream_scorer.train.parallel import run_parallel
 from stream_scorer.train.provenance import describe_training, find_trained
 from stream_scorer.train.recipe import Progress, TrainingSet
 from stream_scorer.train.stack import Stack, alert_rates, fit_stack
-
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class Trained:
     out_of_fold: OutOfFold
     metrics: dict[str, dict[str, float]]
 
-    def predict(self, features: Matrix) -> Matrix:
+    def predict(self, features: Floats) -> Floats:
         """Uncalibrated probabilities ``(n, m)`` of the serving members for ``(n, n_features)`` rows."""
         pairs = zip(self.recipes, self.members, strict=True)
         return np.column_stack([predict(recipe, fitted, features) for recipe, fitted in pairs])

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stream_scorer import quality
-from stream_scorer.quality import F64, Bools
+from stream_scorer.arrays import Bools, Floats, Ints
 
-I64 = NDArray[np.int64]
 # Cards that investigators can check per day, as in the Fraud Detection Handbook.
 CARDS_PER_DAY = 100
 
 
-def score_figures(score: F64, label: Bools) -> dict[str, float]:
+def score_figures(score: Floats, label: Bools) -> dict[str, float]:
     """Average precision, ROC AUC, log loss and calibration error of ``(n,)`` scores; undefined ones are omitted."""
     figures = {
         "average_precision": quality.average_precision(score, label),
@@ -24,7 +22,7 @@ def score_figures(score: F64, label: Bools) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def alert_figures(score: F64, label: Bools, review: float, block: float) -> dict[str, float]:
+def alert_figures(score: Floats, label: Bools, review: float, block: float) -> dict[str, float]:
     """Alert rate, precision, recall and false-positive rate at the thresholds; 0 where a rate is undefined."""
     out = {}
     for name, threshold in (("review", review), ("block", block)):
@@ -36,7 +34,7 @@ def alert_figures(score: F64, label: Bools, review: float, block: float) -> dict
     return out
 
 
-def card_precision(score: F64, label: Bools, entity: I64, day: I64, k: int = CARDS_PER_DAY) -> float:
+def card_precision(score: Floats, label: Bools, entity: Ints, day: Ints, k: int = CARDS_PER_DAY) -> float:
     """Mean over days of the share of cards with a fraud among the `k` cards with the highest score of the day.
 
     A card that was found does not count on later days, because it is blocked then. All arguments are ``(n,)``; `entity`

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.train.algorithms import MemberRecipe, fit_member, predict
 from stream_scorer.train.folds import Fold
 from stream_scorer.train.parallel import run_parallel
 from stream_scorer.train.recipe import Progress, TrainingSet
-
-Matrix = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +24,12 @@ class OutOfFold:
         raw: ``(n, m)`` uncalibrated probabilities.
     """
 
-    rows: I64
-    label: NDArray[np.bool_]
-    fold: I64
-    raw: Matrix
+    rows: Ints
+    label: Bools
+    fold: Ints
+    raw: Floats
 
-    def member(self, index: int) -> Matrix:
+    def member(self, index: int) -> Floats:
         """``(n,)``: the probabilities of one member."""
         return np.ascontiguousarray(self.raw[:, index])
 
@@ -47,7 +44,7 @@ def score_out_of_fold(
     """Fit every member on the training window of every fold, `jobs` at a time, and score the test windows."""
     tasks = [(recipe, fold) for fold in folds for recipe in recipes]
 
-    def work(task: tuple[MemberRecipe, Fold]) -> Matrix:
+    def work(task: tuple[MemberRecipe, Fold]) -> Floats:
         recipe, fold = task
         fitted = fit_member(recipe, data.features[fold.train], fold.label)
         return predict(recipe, fitted, data.features[fold.test])

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Ints
 from stream_scorer.errors import UsageError
 from stream_scorer.features.history import History
 from stream_scorer.features.plan import make_plan, reaches_ms
 from stream_scorer.spec.model import LABELLED, CheckedSpec
 
-Flags = NDArray[np.bool_]
-I64 = NDArray[np.int64]
 # Above this share of rows with incomplete windows, training says that the history is short.
 _MANY = 0.2
 
@@ -56,14 +54,14 @@ class Chosen:
         incomplete: training rows with a window that begins before the history.
     """
 
-    keep: Flags
+    keep: Bools
     outside: int
     blocked: int
     incomplete: int
 
 
 def choose_rows(
-    source: str, spec: CheckedSpec, history: History, usable: Flags, blocked: Flags, begins: Begins, period: Period
+    source: str, spec: CheckedSpec, history: History, usable: Bools, blocked: Bools, begins: Begins, period: Period
 ) -> Chosen:
     """Choose among the `usable` rows ``(n,)`` of a history. `blocked` ``(n,)``: blocked, without a label.
 
@@ -99,7 +97,7 @@ def _complete_from(spec: CheckedSpec, begins: Begins) -> int:
     return int(np.where(known > 0, known + reach, 0).max(initial=0))
 
 
-def _no_row(source: str, first: int, period: Period, time: I64) -> UsageError:
+def _no_row(source: str, first: int, period: Period, time: Ints) -> UsageError:
     end = f" and end before {_time(period.until)}" if period.until is not None else ""
     hint = f"The history has transactions from {_time(int(time[0]))} to {_time(int(time[-1]))}."
     if period.since is None and first:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats, Ints
 from stream_scorer.errors import SpecError, UsageError
 from stream_scorer.quality import average_precision, roc_auc
 from stream_scorer.spec.model import CheckedSpec, duration_ms
@@ -32,9 +32,6 @@ from stream_scorer.train.metrics import card_precision
 from stream_scorer.train.out_of_fold import OutOfFold, score_out_of_fold
 from stream_scorer.train.recipe import TrainingSet
 from stream_scorer.train.stack import fit_stack
-
-Matrix = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 
 class Quality(msgspec.Struct, frozen=True):
@@ -105,7 +102,7 @@ class Holdout:
 
     start: int
     end: int
-    rows: NDArray[np.int64]
+    rows: Ints
     sha256: str
 
 
@@ -202,7 +199,7 @@ def score_holdout(
     training: CheckedTraining,
     options: Options,
     record: Callable[[Holdout], None],
-) -> tuple[Holdout, NDArray[np.int64], dict[str, Matrix]]:
+) -> tuple[Holdout, Ints, dict[str, Floats]]:
     """As `evaluate_holdout`: the row numbers ``(k,)``, and the scores ``(k,)`` by member and for `ensemble`."""
     return _open(data, spec, training, options, record)[:3]
 
@@ -213,7 +210,7 @@ def _open(
     training: CheckedTraining,
     options: Options,
     record: Callable[[Holdout], None],
-) -> tuple[Holdout, NDArray[np.int64], dict[str, Matrix], dict[str, dict[str, float]]]:
+) -> tuple[Holdout, Ints, dict[str, Floats], dict[str, dict[str, float]]]:
     holdout = find_holdout(data, training.spec)
     if holdout is None:
         raise SpecError("no holdout is declared", path="holdout", hint="Declare its length, such as holdout: 14d.")
@@ -277,7 +274,7 @@ def _ensemble(
     return whole, alone
 
 
-def _by_fold(score: Matrix, oof: OutOfFold, data: TrainingSet) -> list[Quality]:
+def _by_fold(score: Floats, oof: OutOfFold, data: TrainingSet) -> list[Quality]:
     out = []
     for number in range(int(oof.fold.max()) + 1):
         here = oof.fold == number
@@ -285,13 +282,13 @@ def _by_fold(score: Matrix, oof: OutOfFold, data: TrainingSet) -> list[Quality]:
     return out
 
 
-def _quality(score: Matrix, rows: NDArray[np.int64], data: TrainingSet) -> Quality:
+def _quality(score: Floats, rows: Ints, data: TrainingSet) -> Quality:
     label = data.label[rows]
     cards = None if data.entity is None else _card_precision(score, rows, data)
     return Quality(average_precision(score, label) or 0.0, roc_auc(score, label) or 0.0, cards)
 
 
-def _card_precision(score: Matrix, rows: NDArray[np.int64], data: TrainingSet) -> float:
+def _card_precision(score: Floats, rows: Ints, data: TrainingSet) -> float:
     assert data.entity is not None
     return card_precision(score, data.label[rows], data.entity[rows], data.event_time[rows] // DAY_MS)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats
 from stream_scorer.ensemble.calibrate import calibrate
 from stream_scorer.ensemble.combine import Combiner
 from stream_scorer.ensemble.links import logit
@@ -25,9 +25,6 @@ from stream_scorer.train.combination import (
 )
 from stream_scorer.train.recipe import AlertRates
 
-Matrix = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
 
 @dataclass(frozen=True, slots=True)
 class Stack:
@@ -39,22 +36,22 @@ class Stack:
 
     names: list[str]
     calibrators: list[Calibrator]
-    weights: Matrix
+    weights: Floats
     how: CombinerSpec
     link: Link
     final: Platt
     thresholds: Thresholds
     votes: list[Vote]
 
-    def member_scores(self, raw: Matrix) -> Matrix:
+    def member_scores(self, raw: Floats) -> Floats:
         """Calibrated scores ``(n, m)`` from the members' probabilities ``(n, m)``."""
         return _calibrated(raw, self.calibrators)
 
-    def score(self, member_scores: Matrix) -> Matrix:
+    def score(self, member_scores: Floats) -> Floats:
         """Final scores ``(n,)`` from calibrated scores ``(n, m)``."""
         return np.asarray(self._combiner().combine(member_scores)[5], np.float64)
 
-    def metrics(self, raw: Matrix, label: Bools) -> dict[str, dict[str, float]]:
+    def metrics(self, raw: Floats, label: Bools) -> dict[str, dict[str, float]]:
         """Metrics of each member, of the ensemble, and of the ensemble without each member, by member name."""
         scores = self.member_scores(raw)
         return metrics_of(self.names, scores, self.score(scores), label, self._combiner(), self.thresholds)
@@ -63,7 +60,7 @@ class Stack:
         return Combiner(self.votes, self.how, self.link, self.final, 0.0)
 
 
-def fit_stack(raw: Matrix, label: Bools, training: TrainingSpec, spec: CheckedSpec) -> Stack:
+def fit_stack(raw: Floats, label: Bools, training: TrainingSpec, spec: CheckedSpec) -> Stack:
     """Fit a `Stack` on out-of-fold probabilities ``(n, m)`` and labels ``(n,)``."""
     calibrators = [
         fit_calibrator(member.calibrator, np.ascontiguousarray(raw[:, index]), label)
@@ -88,7 +85,7 @@ def alert_rates(training: TrainingSpec) -> AlertRates | None:
     return None if rates is None else AlertRates(rates.review_rate, rates.block_rate)
 
 
-def _calibrated(raw: Matrix, calibrators: list[Calibrator]) -> Matrix:
+def _calibrated(raw: Floats, calibrators: list[Calibrator]) -> Floats:
     return np.column_stack(
         [calibrate(np.ascontiguousarray(raw[:, index]), each) for index, each in enumerate(calibrators)]
     )

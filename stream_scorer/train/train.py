@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats
 from stream_scorer.clock import Clock, SystemClock
 from stream_scorer.ensemble.calibrate import calibrate
 from stream_scorer.ensemble.combine import Combiner
@@ -46,9 +46,6 @@ from stream_scorer.train.recipe import Progress, Recipe, TrainingSet
 from stream_scorer.train.split import Split, split_by_time
 from stream_scorer.train.trees import train_forest, train_gbdt, train_xgb
 
-Matrix = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
 _FORMATS: dict[Kind, MemberFormat] = {
     "gbdt": "lightgbm-text",
     "xgb": "xgboost-ubj",
@@ -66,8 +63,8 @@ class _Fitted:
     data: bytes
     preprocess: list[Input]
     calibrator: Calibrator
-    score: Matrix
-    logit: Matrix
+    score: Floats
+    logit: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +72,9 @@ class _Combined:
     """The combination of the members, and the resulting final score ``(n,)`` over all rows."""
 
     how: CombinerSpec
-    weights: Matrix
+    weights: Floats
     final: Platt
-    score: Matrix
+    score: Floats
 
 
 def train_ensemble(
@@ -172,7 +169,7 @@ def _metrics(
     return metrics_of(names, scores[held], combined.score[held], label[held], combiner, thresholds)
 
 
-def _scores(fitted: Sequence[_Fitted]) -> Matrix:
+def _scores(fitted: Sequence[_Fitted]) -> Floats:
     """``(n, m)``: the members' calibrated scores."""
     return np.column_stack([member.score for member in fitted])
 
@@ -208,7 +205,7 @@ def _fit_member(plan: MemberPlan, data: TrainingSet, split: Split, recipe: Recip
     return _Fitted(plan, member, preprocess, calibrator, score, logit(score))
 
 
-def _train(plan: MemberPlan, x: Matrix, y: Bools, seed: int) -> bytes:
+def _train(plan: MemberPlan, x: Floats, y: Bools, seed: int) -> bytes:
     if plan.kind == "gbdt":
         return train_gbdt(x, y, plan.inputs, seed)
     if plan.kind == "forest":
@@ -218,7 +215,7 @@ def _train(plan: MemberPlan, x: Matrix, y: Bools, seed: int) -> bytes:
     return train_logistic(x, y, seed) if plan.kind == "logistic" else train_neural(x, y, seed)
 
 
-def _check_written_scores(directory: Path, features: Matrix, expected: Matrix) -> None:
+def _check_written_scores(directory: Path, features: Floats, expected: Floats) -> None:
     """Raise unless the written ensemble gives the scores `expected`, on which the metrics were computed."""
     got = Ensemble.load(directory, version="").score(features).score
     difference = float(np.abs(got - expected).max())

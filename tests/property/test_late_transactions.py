@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats, Int8s, Ints
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import FRESH, PARTIAL
@@ -18,7 +18,6 @@ from stream_scorer.spec import parse_spec
 from stream_scorer.state.rows import AppliedOffsets, MemoryRowStore, RowUpdate
 from tests.support.tables import labels_from_columns, transactions_from_columns
 
-I64 = NDArray[np.int64]
 HOUR, DAY = 3_600_000, 24 * 3_600_000
 N, DAYS = 3_000, 6
 WINDOW, LATENESS, PANE = DAY, HOUR, DAY // 32
@@ -49,10 +48,10 @@ class Log(NamedTuple):
     """One busy shop, in the order of arrival; `partition` and `offset` (n,) of each, and labels with their arrival."""
 
     transactions: Transactions
-    partition: I64
-    offset: I64
+    partition: Ints
+    offset: Ints
     labels: Labels
-    after: I64
+    after: Ints
 
 
 def make_log(seed: int) -> Log:
@@ -104,7 +103,7 @@ def batches(log: Log, size: int) -> list[EventBatch]:
     return out
 
 
-def features(log: Log, size: int, depth: int) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+def features(log: Log, size: int, depth: int) -> tuple[Floats, Int8s]:
     """Matrix and status of all transactions, in batches of `size`, up to `depth` of which are in flight."""
     engine, store, in_flight = FeatureEngine(SPEC), MemoryRowStore(), deque[RowUpdate]()
     matrices, statuses = [], []
@@ -118,7 +117,7 @@ def features(log: Log, size: int, depth: int) -> tuple[NDArray[np.float64], NDAr
     return np.concatenate(matrices), np.concatenate(statuses)
 
 
-def lateness(log: Log) -> I64:
+def lateness(log: Log) -> Ints:
     """(n,) how far each transaction is behind the slowest partition; the first one of a partition is in time."""
     newest: dict[int, int] = {}
     behind = []
@@ -128,7 +127,7 @@ def lateness(log: Log) -> I64:
     return np.array(behind)
 
 
-def counts(log: Log) -> tuple[I64, I64]:
+def counts(log: Log) -> tuple[Ints, Ints]:
     """(n,) the shop's transactions in the window of each, and those of them that lie in its two outer panes."""
     time = log.transactions.event_time
     right, outer = np.zeros(N, np.int64), np.zeros(N, np.int64)

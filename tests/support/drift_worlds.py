@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from stream_scorer.arrays import Floats, Ints
 from stream_scorer.monitor.drift_types import DAY_MS, HOUR_MS, DriftWindow, SeriesInfo
 
 BINS = 20
-Floats = NDArray[np.float64]
 
 
 def cards_series() -> dict[str, SeriesInfo]:
@@ -161,7 +160,7 @@ class World:
         values[swap] = values[swap][:, ::-1] * 0.5 + np.roll(values[swap], 7, axis=1) * 0.5
         return np.column_stack([values * (1 - missing[:, None]), missing])
 
-    def _burst_counts(self, hour: int) -> NDArray[np.int64]:
+    def _burst_counts(self, hour: int) -> Ints:
         """Extra rows of an attack in extreme bins: one in two days on one card, one in four on many cards."""
         rng, s = self._rng, len(self._names)
         if hour > self._burst_until:

@@ -10,13 +10,14 @@ import pytest
 from sklearn import metrics
 
 from stream_scorer import quality
+from stream_scorer.arrays import Bools, Floats
 from stream_scorer.errors import SettingsError
 
 NONE = np.zeros(3, dtype=np.bool_)
 SOME = np.array([0.1, 0.2, 0.3])
 
 
-def drawn(seed: int) -> tuple[quality.F64, quality.Bools]:
+def drawn(seed: int) -> tuple[Floats, Bools]:
     rng = np.random.default_rng(seed)
     label = rng.random(400) < 0.1
     return np.round(rng.random(400) * 0.7 + 0.3 * label, 2 if seed % 2 else 6), label  # with ties, and without

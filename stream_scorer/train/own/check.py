@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Floats, Ints
 from stream_scorer.ensemble.links import sigmoid
 from stream_scorer.ensemble.manifest import MemberFormat
 from stream_scorer.ensemble.members import Member
@@ -16,8 +16,6 @@ from stream_scorer.errors import ArtifactError
 from stream_scorer.parquet import import_pyarrow, readable
 from stream_scorer.train.own.document import ComposeFile, FileFormat
 from stream_scorer.train.own.models import OwnModel
-
-Matrix = NDArray[np.float64]
 
 # Both sides compute in float64; only the order of a sum may differ.
 EXACT = 1e-9
@@ -42,7 +40,7 @@ class Agreement:
     tolerance: float
 
 
-def compare_with_library(file: ComposeFile, index: int, model: OwnModel, inputs: Matrix) -> Agreement | None:
+def compare_with_library(file: ComposeFile, index: int, model: OwnModel, inputs: Floats) -> Agreement | None:
     """Compare the member with the library of its format on prepared `inputs` ``(n, k)``, at most `ROWS` of them.
 
     None if the library is not installed.
@@ -67,7 +65,7 @@ def compare_with_library(file: ComposeFile, index: int, model: OwnModel, inputs:
 
 
 def compare_with_expected(
-    file: ComposeFile, index: int, model: OwnModel, event_ids: list[str], prepare: Callable[[NDArray[np.int64]], Matrix]
+    file: ComposeFile, index: int, model: OwnModel, event_ids: list[str], prepare: Callable[[Ints], Floats]
 ) -> Agreement | None:
     """Compare the member with the file `expected`, on the transactions that both that file and the history have.
 
@@ -104,7 +102,7 @@ def compare_with_expected(
     return Agreement("expected scores", len(rows), _difference(got, expected), tolerance)
 
 
-def measure_batch_ms(member: Member, prepare: Callable[[NDArray[np.int64]], Matrix], n: int, batch: int) -> float:
+def measure_batch_ms(member: Member, prepare: Callable[[Ints], Floats], n: int, batch: int) -> float:
     """Milliseconds for one batch, preprocessing included: the fastest of 20 rounds, which excludes most other load."""
     rows = np.resize(np.arange(min(n, batch)), batch)
     seconds = []
@@ -135,27 +133,27 @@ def _read_expected(file: ComposeFile, where: str, name: str) -> dict[str, float]
     }
 
 
-def _spread(inputs: Matrix, most: int) -> Matrix:
+def _spread(inputs: Floats, most: int) -> Floats:
     """At most `most` rows: half evenly spread, half those with most missing values."""
     sparse = np.argsort(-np.isnan(inputs).sum(axis=1), kind="stable")[: most // 2]
     even = np.linspace(0, len(inputs) - 1, most - len(sparse)).astype(np.int64)
     return np.ascontiguousarray(inputs[np.unique(np.concatenate([sparse, even]))])
 
 
-def _difference(got: Matrix, expected: Matrix) -> float:
+def _difference(got: Floats, expected: Floats) -> float:
     """The largest absolute difference; infinite if one side alone is NaN."""
     apart = np.where(np.isnan(got) & np.isnan(expected), 0.0, np.abs(got - expected))
     return float(np.where(np.isnan(apart), np.inf, apart).max(initial=0.0))
 
 
-def _lightgbm(data: bytes, x: Matrix) -> tuple[str, Matrix]:
+def _lightgbm(data: bytes, x: Floats) -> tuple[str, Floats]:
     import lightgbm
 
     booster = lightgbm.Booster(model_str=data.decode("ascii"))
     return f"lightgbm {lightgbm.__version__}", np.asarray(booster.predict(x, num_threads=1), np.float64)
 
 
-def _xgboost(data: bytes, x: Matrix) -> tuple[str, Matrix]:
+def _xgboost(data: bytes, x: Floats) -> tuple[str, Floats]:
     import xgboost
 
     booster = xgboost.Booster({"nthread": 1}, model_file=bytearray(data))
@@ -166,7 +164,7 @@ def _xgboost(data: bytes, x: Matrix) -> tuple[str, Matrix]:
     return f"xgboost {xgboost.__version__}", sigmoid(margin)
 
 
-def _onnx(data: bytes, x: Matrix) -> tuple[str, Matrix]:
+def _onnx(data: bytes, x: Floats) -> tuple[str, Floats]:
     import onnx
     from onnx.reference import ReferenceEvaluator
 
@@ -184,7 +182,7 @@ def _onnx(data: bytes, x: Matrix) -> tuple[str, Matrix]:
     return f"onnx {onnx.__version__} reference", np.asarray(found, np.float64).reshape(len(x), -1)[:, -1]
 
 
-def _skops(data: bytes, x: Matrix) -> tuple[str, Matrix]:
+def _skops(data: bytes, x: Floats) -> tuple[str, Floats]:
     import sklearn
     from skops.io import get_untrusted_types, loads
 
@@ -199,12 +197,12 @@ def _skops(data: bytes, x: Matrix) -> tuple[str, Matrix]:
     return f"scikit-learn {sklearn.__version__}", np.asarray(model.predict_proba(x)[:, 1], np.float64)
 
 
-def _dense(data: bytes, x: Matrix) -> tuple[str, Matrix]:
+def _dense(data: bytes, x: Floats) -> tuple[str, Floats]:
     import msgspec
 
     from stream_scorer.ensemble.members.dense_json import Dense
 
-    functions: dict[str, Callable[[Matrix], Matrix]] = {
+    functions: dict[str, Callable[[Floats], Floats]] = {
         "identity": lambda z: z,
         "relu": lambda z: np.maximum(z, 0.0),
         "tanh": np.tanh,
@@ -215,7 +213,7 @@ def _dense(data: bytes, x: Matrix) -> tuple[str, Matrix]:
     return "numpy", x[:, 0]
 
 
-_LIBRARIES: dict[MemberFormat, Callable[[bytes, Matrix], tuple[str, Matrix]]] = {
+_LIBRARIES: dict[MemberFormat, Callable[[bytes, Floats], tuple[str, Floats]]] = {
     "lightgbm-text": _lightgbm,
     "xgboost-ubj": _xgboost,
     "dense-json": _dense,

@@ -14,8 +14,8 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.clock import Clock
 from stream_scorer.ensemble.calibrate import calibrate
 from stream_scorer.ensemble.combine import Combiner
@@ -62,8 +62,6 @@ from stream_scorer.train.split import cut_by_time
 
 __all__ = ["Limits", "compose_models", "load_models", "read_compose_file"]
 
-Matrix = NDArray[np.float64]
-Rows = NDArray[np.int64]
 
 # Of the transactions after `trained_until`, by time: the shares of `train` without its first slice.
 SHARES = {"calibration": 0.30, "weights": 0.35, "holdout": 0.35}
@@ -81,9 +79,9 @@ class Limits:
 class _Slices:
     """Row numbers of the history ``(k,)``, as in `train.split.Split`; without a fit all three are the same rows."""
 
-    calibration: Rows
-    weights: Rows
-    holdout: Rows
+    calibration: Ints
+    weights: Ints
+    holdout: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +98,12 @@ class _Fit:
     """What is fitted or given, with calibrated scores ``(n, m)`` and final scores ``(n,)`` of the whole history."""
 
     calibrators: list[Calibrator]
-    weights: Matrix
+    weights: Floats
     how: CombinerSpec
     final: NoCalibrator | Platt
     thresholds: Thresholds
-    member_scores: Matrix
-    score: Matrix
+    member_scores: Floats
+    score: Floats
 
 
 def load_models(file: ComposeFile, spec: CheckedSpec) -> list[OwnModel]:
@@ -184,14 +182,14 @@ def _slices(file: ComposeFile, data: TrainingSet) -> _Slices:
     return _Slices(**{name: later[rows] for name, rows in parts.items()})
 
 
-def _preparer(spec: CheckedSpec, model: OwnModel, features: Matrix) -> Callable[[Rows], Matrix]:
+def _preparer(spec: CheckedSpec, model: OwnModel, features: Floats) -> Callable[[Ints], Floats]:
     steps = Preprocess(spec.features, model.inputs, model.preprocess)
     return lambda rows: steps.apply(np.ascontiguousarray(features[rows]))
 
 
 def _predict(
-    file: ComposeFile, index: int, model: OwnModel, prepare: Callable[[Rows], Matrix], features: Matrix
-) -> Matrix:
+    file: ComposeFile, index: int, model: OwnModel, prepare: Callable[[Ints], Floats], features: Floats
+) -> Floats:
     """The member's probabilities of the whole history ``(n,)``. Raises `UsageError` if one is missing."""
     where = f"members[{index}]"
     rows = np.arange(len(features))
@@ -213,7 +211,7 @@ def _predict(
     return probability
 
 
-def _missing_hint(model: OwnModel, inputs: Matrix) -> str:
+def _missing_hint(model: OwnModel, inputs: Floats) -> str:
     missing = [name for name, column in zip(model.inputs, inputs.T, strict=True) if np.isnan(column).any()]
     if not missing:
         return "The model must be a classifier that returns the probability of fraud."
@@ -224,9 +222,9 @@ def _check(
     file: ComposeFile,
     index: int,
     model: OwnModel,
-    prepare: Callable[[Rows], Matrix],
+    prepare: Callable[[Ints], Floats],
     data: TrainingSet,
-    rows: Rows,
+    rows: Ints,
     limits: Limits,
 ) -> tuple[list[Agreement], float]:
     """The comparisons of a member, and its milliseconds per batch. Raises `UsageError`."""
@@ -253,7 +251,7 @@ def _check(
     return agreements, took
 
 
-def _doubts(probability: Matrix, label: NDArray[np.bool_], slices: _Slices) -> list[str]:
+def _doubts(probability: Floats, label: Bools, slices: _Slices) -> list[str]:
     """A warning if the uncalibrated member ranks worse than chance; a calibrator could hide that."""
     rows = np.unique(np.concatenate([slices.calibration, slices.weights, slices.holdout]))
     found = roc_auc(probability[rows], label[rows])
@@ -266,7 +264,7 @@ def _doubts(probability: Matrix, label: NDArray[np.bool_], slices: _Slices) -> l
 
 
 def _fit(
-    file: ComposeFile, models: Sequence[OwnModel], raw: Matrix, data: TrainingSet, spec: CheckedSpec, slices: _Slices
+    file: ComposeFile, models: Sequence[OwnModel], raw: Floats, data: TrainingSet, spec: CheckedSpec, slices: _Slices
 ) -> _Fit:
     document, label, rows = file.document, data.label, slices.weights
     calibrators = [_calibrator(m.node.calibrator, raw[:, i], label, slices.calibration) for i, m in enumerate(models)]
@@ -292,7 +290,7 @@ def _fit(
 
 
 def _calibrator(
-    chosen: CalibratorName | Literal["none"] | Calibrator, probability: Matrix, label: NDArray[np.bool_], rows: Rows
+    chosen: CalibratorName | Literal["none"] | Calibrator, probability: Floats, label: Bools, rows: Ints
 ) -> Calibrator:
     if not isinstance(chosen, str):
         return chosen
@@ -301,7 +299,7 @@ def _calibrator(
     return fit_calibrator(chosen, probability[rows], label[rows])
 
 
-def _thresholds(file: ComposeFile, spec: CheckedSpec, score: Matrix) -> Thresholds:
+def _thresholds(file: ComposeFile, spec: CheckedSpec, score: Floats) -> Thresholds:
     given, rates = file.document.thresholds, file.document.alert_rates
     if given is not None:
         return Thresholds(given.policy_version or f"{spec.spec.policy.version}-given", given.review, given.block)
