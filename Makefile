@@ -50,7 +50,7 @@ test: setup  ## Everything CI runs: format, lint, types, import rules, locks, un
 
 # Tests with services wait for a quarter of their time. These tests use it, at a lower priority. They print at their end.
 background: setup
-	@told=$$(nice -n 10 $(PYTEST) --timeout 900 $(PROPERTY) 2>&1); code=$$?; echo "$$told"; exit $$code
+	@output=$$(nice -n 10 $(PYTEST) --timeout 900 $(PROPERTY) 2>&1); code=$$?; echo "$$output"; exit $$code
 
 check: setup  ## Fast checks, no services needed
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target kernels types format-check lint imports lock-check schemas-check

@@ -3,7 +3,7 @@
 A real scorer under 2,000 transactions a second, a real monitor in mode `auto`. First a harmless new version is
 promoted: its probation ends by itself. Then a version in which one member reads one input at another scale, with a
 weight that amplifies it: the monitor rolls it back with a reason that names the member. Promoted once more within the
-cool-down, it is only told of. The monitor is killed in between and comes to the same counts. What it counted is
+cool-down, it is only reported. The monitor is killed in between and comes to the same counts. What it counted is
 recounted from the lineage of every single score, card by card, and its evidence multiplied up.
 
 `N` is how many transactions a probation takes. Few leave little to see with: then the update does more harm, and is

@@ -57,9 +57,9 @@ RATE, FAULT_S = 2_000, 10.0
 SMALL = 1_000
 # Between two faults the rows must catch up: a gap of 20,000 records takes about two seconds.
 RECOVERY_S = 60.0
-# Promised: a score is published so long after its transaction arrived, whatever Redis does.
+# Promised: a score is published at most this long after its transaction arrived, whatever Redis does.
 PROMISED_MS = 2_000
-# Updates in flight bridge a refusal of so many micro-batches without any degraded score (and some at its ends).
+# Updates in flight bridge a refusal of this many micro-batches without any degraded score (and some at its ends).
 BRIDGED = MAX_UPDATES + 10
 # A shorter hang may end before the first read gives up.
 MIN_HANG_MS = 5_000

@@ -278,7 +278,7 @@ HOLES = [
          f"{_UNIT}console.py::test_the_text_of_a_table_is_neither_markup_nor_a_command_to_the_terminal",
          _replaced("stream_scorer.console.Text", _markup)),
     Hole(13, "a partition added at run time ends the process with a KeyError",
-         f"{_UNIT}starting_points.py::test_a_partition_added_at_run_time_is_told",
+         f"{_UNIT}starting_points.py::test_a_partition_added_at_run_time_is_refused",
          _replaced("stream_scorer.pipeline.starting_points._read_from", _new_partitions_begin_nowhere)),
     Hole(13, "amounts without a maximum overflow int64 sums",
          f"{_UNIT}decoder.py::test_an_amount_without_a_maximum_cannot_overflow_sums",

@@ -1,4 +1,4 @@
-"""Wiring of a scorer: settings and parts in, a `Processor` out. Only this module and `cli` read settings."""
+"""Wiring of a scorer: settings and parts in, a `Processor` out. The stages take values, never the settings."""
 
 from __future__ import annotations
 

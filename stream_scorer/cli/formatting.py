@@ -172,12 +172,12 @@ def _lineage(batch: LineageBatch, at: int) -> str:
     place = f"{header.topic}:{batch.partition} {batch.offset[0]}..{batch.offset[-1] + 1}"
     by = ", ".join(f"{version.ensemble} {version.version}" for version in header.versions)
     missing, stale, partial = (int((batch.status == status).sum()) for status in (MISSING, STALE, PARTIAL))
-    told = f"{len(batch)} transactions of {len(header.features)} features"
+    contents = f"{len(batch)} transactions of {len(header.features)} features"
     if missing or stale or partial:
-        told += f" ({missing} values missing, {stale} stale, {partial} partial)"
+        contents += f" ({missing} values missing, {stale} stale, {partial} partial)"
     command = "" if header.control_offset is None else f", by control offset {header.control_offset}"
     applied = sum(offset is not None for offsets in header.applied_offsets.values() for offset in offsets)
-    return f"{when(at)}  {place}  {told}, {by}{command}, offsets of {applied} inputs, code {header.code_version}"
+    return f"{when(at)}  {place}  {contents}, {by}{command}, offsets of {applied} inputs, code {header.code_version}"
 
 
 def _outcome(r: Outcome, _at: int) -> str:

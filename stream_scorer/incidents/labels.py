@@ -22,9 +22,9 @@ EXPECTED = 50.0
 # How much longer than the longest pause a pause must be, and for how many times its limit a source must be observed.
 FACTOR = 3.0
 DAY_MS = 86_400_000
-# Pauses and rates come from so long before the last label: longer than a week, for the pauses at weekends.
+# Pauses and rates come from this long before the last label: more than a week, to include the pauses at weekends.
 MEMORY_MS = 8 * DAY_MS
-# Observed for so long, every pause that is usual is known.
+# After a week of observation, every usual pause is known.
 WEEK_MS = 7 * DAY_MS
 
 

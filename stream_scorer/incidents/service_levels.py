@@ -12,7 +12,7 @@ from stream_scorer.records import Affected, MemberHealth, ScorerStatus, ScoreSum
 
 P95 = 0.95
 BREAKER_OPEN = 2
-# A scorer without a status for so long is gone: in Kubernetes each start has a new name.
+# A scorer without a status for this long is gone: in Kubernetes each start has a new name.
 FORGET_AFTER_MS = 3_600_000
 # Micro-batches that make the failures of a member a share.
 MIN_BATCHES = 20

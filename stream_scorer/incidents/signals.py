@@ -34,7 +34,7 @@ INCIDENT_METRICS = (OPEN,)
 
 MAX_RECORDS = 5_000
 READ_WAIT_S, IDLE_S = 0.0, 0.5
-# The read of a backlog fails if this long no record comes.
+# Reading a backlog fails after this long without a record.
 SILENCE_S = 30.0
 EVALUATE_EVERY_S = 5.0
 # After this time, the broker is asked for ends that are not reached: an open transaction may cover them.
@@ -44,8 +44,8 @@ HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 # also for a source that stopped up to ten days ago: three times a weekend of three days is nine days. And how far at
 # most, if an incident has been open for long.
 HISTORY_MS, LABEL_HISTORY_MS, MAX_HISTORY_MS = HOUR_MS, MEMORY_MS + 10 * DAY_MS, 8 * DAY_MS
-# So long after a person closed an incident, a start reads from before that: whether the condition lasted on, or began
-# anew, is known only from there.
+# If a person closed an incident within this time before a start, reading begins before that: only then is it known
+# whether the condition lasted on or began again.
 CLOSED_BY_MS = DAY_MS
 
 

@@ -43,11 +43,11 @@ from stream_scorer.state.counters import Batch, CounterStore, Head
 # One script call adds a few thousand counts in a few milliseconds. A larger call would block Redis for too long.
 TAKE = 300
 TAKE_WITHIN_S = 0.2
-# So long a partition may stay without progress while records that were fetched are not counted. After a seek, records
-# that Faust had fetched before it are skipped, and come again within a second.
+# The longest time a partition may stay without progress while fetched records are not counted. After a seek, Faust
+# skips records that it had fetched before, and fetches them again within a second.
 STUCK_S = 30.0
 HEALTH_EVERY_S = 0.5
-# So long the app may be without its group. aiokafka does not go on after some answers of a broker that restarts.
+# The longest time the app may be without its group. aiokafka gives up after some answers of a broker that restarts.
 JOIN_S = 60.0
 # Faust leaves its group, which waits for the broker.
 STOP_FAUST_S = 5.0

@@ -36,12 +36,13 @@ POLL_S = 0.2
 # Maximum number of consecutive aborted transactions. More have a cause that a restart does not remove, such as a second
 # joiner with the same transactional id.
 MAX_ABORTS = 5
-# Seconds between two decisions which rows are old.
+# How often to decide which rows are old.
 TRIM_EVERY_S = 30.0
-# Kafka keeps offsets of a group that is down for at least so long, unless `offsets.retention.minutes` is shorter.
+# Kafka keeps the offsets of a group that is down for at least this long, unless `offsets.retention.minutes` is shorter.
 OFFSETS_KEPT_MS = 24 * 3_600_000
-# So long a label without a score is kept, however old it is: a scorer that falls behind, or a history that is streamed
-# through faster than it happened, can be weeks of event time behind on one partition and not on the others.
+# A label without a score is kept for at least this long, however old it is: a scorer that falls behind, or a history
+# that is streamed through faster than it happened, can be weeks of event time behind on one partition and not on the
+# others.
 WAITING_KEPT_MS = 24 * 3_600_000
 # Rows deleted with one batch, at up to 0.1 ms each: twice a batch, so deletion keeps up, and few, so that it delays no
 # batch for long and succeeds on a disk that is almost full, as SQLite first writes the changed pages to its log.

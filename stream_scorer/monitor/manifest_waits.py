@@ -9,7 +9,7 @@ import msgspec
 from stream_scorer.clock import Clock
 from stream_scorer.state.counters import CounterStore
 
-# A version whose manifest was not there for so long is deleted, and its panes are passed.
+# After this long without a manifest, a version is deleted and its panes are passed.
 WAIT_S = 86_400.0
 # Turns follow each other within seconds. A longer gap, such as an outage of Redis, is no attempt to load the manifest.
 MAX_STEP_S = 600.0

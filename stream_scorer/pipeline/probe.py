@@ -12,7 +12,7 @@ from stream_scorer.errors import StateUnavailable
 FIRST_DELAY_S, MAX_DELAY_S = 0.25, 5.0
 # A success that lasted this long ends the flapping: the next failure is probed soon again.
 STABLE_S = 30.0
-# So long after the last batch, and again after each check, an idle scorer checks its rows.
+# An idle scorer checks its rows this long after the last batch, and this long after each check.
 IDLE_CHECK_S = 3.0
 
 

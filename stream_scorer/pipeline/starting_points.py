@@ -1,10 +1,11 @@
 """Where to read from: the one place that compares committed offsets with the applied offsets in Redis.
 
-An applied offset below the committed one means committed batches whose rows are missing: they are read again, for
-their features only. If they are many, or after a loss of rows, scoring goes on without features, and `catch_up` brings
-the rows up to date beside it. If retention has deleted some of them, the rows are begun anew from what is left, and say
-so (ADR 0026). If the group had not read them either, it goes on from the first offset of the log. An applied offset
-above the committed one means that somebody rewound the group: refused, because features would count events twice.
+An applied offset below the committed one means committed batches whose rows are missing: they are read again, for their
+features only. If they are many, or after a loss of rows, scoring goes on without features, and `catch_up` brings the
+rows up to date beside it. If retention has deleted some of them, the rows are rebuilt from the remaining log and marked
+partial (ADR 0026). If the group had not read them either, it goes on from the first offset of the log. An applied
+offset above the committed one means that somebody rewound the group: refused, because features would count events
+twice.
 
 A broker that has just started may report old offsets, or none. So committed offsets are looked up again while they are
 below an applied offset, or below what this process has committed: scoring from there would publish scores twice.
@@ -39,8 +40,8 @@ from stream_scorer.state.rows import AppliedOffsets, AppliedRowStore, Beginning
 
 _log = logging.getLogger(__name__)
 StartPolicy = Literal["earliest", "latest"]
-# So many records are read again before scoring goes on: half a second of new records that wait. More than that are
-# brought in beside scoring. Above the largest gap that a crash leaves at the default batch size (two batches).
+# The largest gap that is read again before scoring goes on (new records wait for half a second). A larger one is closed
+# in a background thread. More than a crash leaves at the default batch size (two batches).
 MAX_INLINE = 10_000
 # How long to look up committed offsets again that are below what is known to be committed, and how often. A coordinator
 # of Kafka 4.1 that loads twice after a restart answers from offsets that it has only begun to load, or from none.
@@ -86,8 +87,8 @@ def starting_points(
     in this order no other scorer that still works on our partitions can make an applied offset look ahead.
 
     Args:
-        max_inline: a gap of more records than this is closed beside scoring. find_beginning: called when rows are begun
-            anew; see `find_beginning`. scored: offsets that this process knows to be committed.
+        max_inline: a gap of more records than this is closed in the background. find_beginning: called when rows are
+            rebuilt; see `find_beginning`. scored: offsets that this process knows to be committed.
 
     Raises:
         OffsetsBehind: the broker reports offsets below `scored`, or none, for some seconds. UsageError: an applied
@@ -211,10 +212,10 @@ def _behind(
 
     A partition from which the rows have records (its watermark shows it) had an offset.
     """
-    where, told = f"{source.topic}[{source.partition}]", "none" if at is None else str(at)
+    where, answer = f"{source.topic}[{source.partition}]", "none" if at is None else str(at)
     if scored is not None and (at is None or at < scored):
         return OffsetsBehind(
-            f"the broker reports an older offset of the group on {where} than before ({told}, not {scored})",
+            f"the broker reports an older offset of the group on {where} than before ({answer}, not {scored})",
             hint="A broker that has just started may do so for a while. Was the group reset while it ran?",
         )
     if applied is None:
@@ -249,12 +250,12 @@ def find_beginning(log: LogEnds, transactions: str, labels: str, checked: Checke
         _first_time(log, labels, lambda r: of_labels.decode(r.value, r.timestamp)[0].labelled_at, ahead_ms),
     )
     if any(beginning):
-        told = ", ".join(
+        remaining = ", ".join(
             f"{topic} from {datetime.fromtimestamp(ms / 1e3, UTC):%Y-%m-%d %H:%M} UTC on"
             for topic, ms in zip((transactions, labels), beginning, strict=True)
             if ms
         )
-        _log.warning("the log has only %s: features whose windows reach further back are partial", told)
+        _log.warning("the log has only %s: features whose windows reach further back are partial", remaining)
     return beginning
 
 

@@ -74,7 +74,7 @@ class AppliedOffsets:
     """Per source partition, the next offset that is not yet in the rows, and the event-time watermark (ms; -1: none).
 
     Attributes:
-        target: the committed offset of each partition when the rows were begun anew after a loss; 0 without a loss.
+        target: the committed offset of each partition when a rebuild after a loss began; 0 without a loss.
         by_shard: the applied offsets of each shard, in the order of `sharding`. The other attributes then hold the
             minimum of all shards.
         beginning: from where on the rows are complete.

@@ -4,7 +4,7 @@ Shards advance one by one, so after a crash some are ahead, and a batch that is 
 rows. This matters for the rows of the partition key's entity, which identify duplicates: an event that is found there
 looks like a duplicate and would be left out of all other rows. Those rows therefore have shards of their own, which are
 applied last: every entry that they hold is in all other shards too. A false duplicate then changes nothing, because all
-of its entries are below the applied offsets. Shards in another order have lost data, and all of them are begun anew.
+of its entries are below the applied offsets. Shards in another order have lost data, and all of them are rebuilt.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def test_the_text_fits_a_narrow_terminal_and_says_everything(explanation: Explan
     assert "(missing)" in text
 
 
-def test_a_member_that_scores_otherwise_is_told(folder: Path) -> None:
+def test_a_member_that_scores_otherwise_is_reported(folder: Path) -> None:
     ensemble, score, contribution, lineage = served(folder)
 
     def explained(members: Members) -> Explanation:

@@ -526,7 +526,7 @@ def test_pieces_that_are_not_scored_have_no_scores(checked: CheckedSpec) -> None
         (["--transactions", "x.parquet", "--start", "0:5"], "offsets require topics"),
     ],
 )
-def test_wrong_usage_is_told(arguments: list[str], word: str) -> None:
+def test_wrong_usage_is_refused(arguments: list[str], word: str) -> None:
     from stream_scorer.cli.replay import replay as command
 
     done = CliRunner().invoke(command, ["--out", "nowhere", *arguments])

@@ -124,7 +124,7 @@ def test_a_run_that_showed_nothing_still_has_its_page() -> None:
     assert "There was no true alert to explain." in page(story, facts_of(story))
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(html, "page", lambda *_: "")
     (tmp_path / "file").write_text("")
     story = make_story(2)

@@ -29,7 +29,7 @@ def test_no_file_is_left_over() -> None:
     assert {path.name for path in SCHEMAS.iterdir()} == {*make_schemas(), *make_document_schemas()}
 
 
-def test_a_difference_is_told_with_exit_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_difference_exits_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 0
     (tmp_path / "scores.schema.json").write_text("{}")
     assert main([str(tmp_path), "--check"]) == 3

@@ -615,7 +615,7 @@ class _Quiet:
         return done > 0 and time.monotonic() - self._seen[1] > 1.0
 
 
-def test_errors_are_told(stack: Any, tmp_path: Path) -> None:
+def test_errors_are_printed(stack: Any, tmp_path: Path) -> None:
     missing = Monitor.start(stack, Topics("nowhere."), tmp_path)
     assert missing.process.wait(20) == 2
     assert missing.process.stderr is not None

@@ -177,7 +177,7 @@ def test_rows_built_beside_take_over_in_every_shard(live: ShardedRedisRows) -> N
     assert live.read(KEYS)[0] == in_memory(update(0, 120))
 
 
-def test_a_server_that_is_no_cluster_is_told(tmp_path: Path) -> None:
+def test_a_server_that_is_no_cluster_is_refused(tmp_path: Path) -> None:
     process, url = _start(tmp_path, cluster=False)
     try:
         with pytest.raises(StateUnavailable):

@@ -152,7 +152,7 @@ def _lineage(folder: Path) -> list[dict[str, dict[str, int]]]:
         (["--topic-prefix", "nobody."], UsageError, "nobody.transactions"),
     ],
 )
-def test_what_cannot_be_replayed_is_told(
+def test_what_cannot_be_replayed_is_refused(
     filled: str, trained: Path, tmp_path: Path, arguments: list[str], kind: type[StreamScorerError], word: str
 ) -> None:
     done = invoke(filled, trained, tmp_path, *arguments)

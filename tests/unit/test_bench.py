@@ -164,7 +164,7 @@ def test_a_drain_that_stands_still_is_given_up() -> None:
         watch(watched.look, dict, 0, 1_000, lambda: 10, lambda: "at the well", clock=watched.clock, sleep=watched.sleep)
 
 
-def test_a_scorer_that_ended_is_told_at_once() -> None:
+def test_a_scorer_that_ended_is_noticed_at_once() -> None:
     watched = Watched([0])
 
     def rows() -> float:

@@ -658,9 +658,7 @@ def test_the_table_of_dead_letters_is_aligned() -> None:
     assert dead_letter_lines([]) == []
 
 
-def test_a_user_without_a_home_folder_is_told_which_setting_to_change(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_user_without_a_home_folder_sees_which_setting_to_change(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "os.path.expanduser", lambda path: path
     )  # as Python does without HOME and without a user's name

@@ -211,7 +211,7 @@ def test_a_file_without_entities_and_ids_will_do(tmp_path: Path) -> None:
         ("a\tb\n1\t2\n", Roles("a", "b"), "--delimiter tab"),
     ],
 )
-def test_a_file_that_cannot_serve_is_told(tmp_path: Path, text: str, roles: Roles, message: str) -> None:
+def test_a_file_that_cannot_serve_is_refused(tmp_path: Path, text: str, roles: Roles, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         draft_spec(read_csv(write(tmp_path, text)), roles, "x")
 
@@ -297,7 +297,7 @@ def test_a_time_is_plausible_or_refused(tmp_path: Path, time: str, start: int | 
         ("", Interpretation(), "must be a number in every row"),
     ],
 )
-def test_a_cell_that_means_nothing_is_told(tmp_path: Path, cell: str, meaning: Interpretation, message: str) -> None:
+def test_a_cell_that_means_nothing_is_refused(tmp_path: Path, cell: str, meaning: Interpretation, message: str) -> None:
     file = read_csv(write(tmp_path, f"at,price,bad\n1,{cell},0\n2,2.00,1\n"))
     spec = draft_spec(read_csv(write(tmp_path, "at,price,bad\n1,1,0\n")), Roles("at", "price", label="bad"), "x")
     with pytest.raises(UsageError, match=message):

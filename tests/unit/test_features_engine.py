@@ -160,7 +160,7 @@ views:
         ("{who: {in: [x]}}", "does not have the values"),
     ],
 )
-def test_a_condition_that_cannot_hold_is_told(where: str, message: str) -> None:
+def test_a_condition_that_cannot_hold_is_refused(where: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         parse_spec(
             HEAD

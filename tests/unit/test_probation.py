@@ -658,7 +658,7 @@ def test_where_it_may_not_act_it_says_what_is_due_and_says_it_once(why: str, cap
     assert incident.held_back.startswith("needs a person: ") and incident.closed is None
 
 
-def test_an_incident_that_could_not_be_told_is_told_later() -> None:
+def test_an_incident_that_could_not_be_published_is_published_later() -> None:
     class Moody(MemoryControlLog):
         broken = True
 
@@ -1188,7 +1188,7 @@ def test_a_watch_that_fails_raises_and_a_new_one_comes_to_the_same_counts() -> N
     assert desk.history.states["cards"].champion == ONE
 
 
-def test_a_watch_ends_when_it_is_told_to() -> None:
+def test_a_watch_ends_when_it_is_stopped() -> None:
     stop = threading.Event()
     thread = threading.Thread(target=Desk().watch().run, args=(stop,))
     thread.start()

@@ -119,7 +119,7 @@ class TestQuality:
         assert qualities(story, events)[2].alerts.precision is None
         assert qualities(story, events)[1].alerts.alerts > 0
 
-    def test_recall_is_told_by_kind(self) -> None:
+    def test_recall_is_shown_by_kind(self) -> None:
         story = make_story()
         assert recall_by_kind(story, judged(story)) == [("stolen_card", 10, 10), ("device_farm", 10, 10)]
 
@@ -139,7 +139,7 @@ class TestWindows:
         assert len(bounds(story, judged(story))) == 1
         assert facts_of(story).drifts
 
-    def test_truth_outside_of_the_bounds_is_told(self) -> None:
+    def test_truth_outside_of_the_bounds_is_shown(self) -> None:
         story = make_story()
         story.recording.metrics[:] = [
             metric("fpr", "review+block", START, 24, low=0.2, high=0.3, label_age=50 * HOUR, revision=9)

@@ -226,7 +226,7 @@ def test_rows_differ_where_other_events_count_or_are_kept_though_features_mean_t
     assert other_view.rows_hash != plain.rows_hash
 
 
-def test_sensitive_fields_are_told() -> None:
+def test_sensitive_fields_are_listed() -> None:
     assert load_spec(CARDS).sensitive_fields == ["card_number"]
     assert load_spec(CARDS).sensitive_entities == []
     assert parse_spec(edited(field("device_id", sensitive=True))).sensitive_entities == ["device"]

@@ -165,7 +165,7 @@ class _Alone:
         return 2, 100
 
 
-def test_a_partition_added_at_run_time_is_told() -> None:
+def test_a_partition_added_at_run_time_is_refused() -> None:
     added = SourcePartition("transactions", 1)
     store = MemoryAppliedRows(_begun(5), [SOURCE], Failpoints(), per_call=10)
     with pytest.raises(UsageError, match=r"transactions\[1\] was added"):

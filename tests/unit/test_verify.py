@@ -445,7 +445,7 @@ def test_lineage_that_is_gone_in_the_middle_is_a_difference(served: Served) -> N
     assert (report.scores, report.different, report.by_what) == (N, 10, {"no lineage": 10})
 
 
-def test_topics_that_hold_other_events_are_told(served: Served) -> None:
+def test_topics_that_hold_other_events_are_refused(served: Served) -> None:
     ensemble, scores, found = served
     foreign = [f._replace(contribution=replace(f.contribution, event_id="x")) for f in found]
     for mine in ([*found[:20], *foreign[20:]], foreign):
