@@ -92,6 +92,7 @@ def read_history(
     excluded = [f"{data.immature:,} without mature labels", f"{data.duplicates:,} duplicates"]
     excluded += [f"{data.outside:,} outside the period of training"] if data.outside else []
     excluded += [f"{data.blocked:,} blocked without a label"] if data.blocked else []
+    excluded += [f"{data.unmatched:,} labels of no transaction"] if data.unmatched else []
     progress.say(
         f"{len(data.label):,} transactions, {int(data.label.sum()):,} frauds; excluded: {', '.join(excluded)}, "
         f"{data.refused:,} refused; {data.incomplete / len(data.label):.0%} look back to before the first transaction"

@@ -17,6 +17,11 @@ from stream_scorer.parquet import import_pyarrow
 ROW_ID = "row_id"
 # Of a name in a spec.
 MAX_NAME_LENGTH = 41
+# First bytes of files that are no text: what they are, and what to do.
+_NO_TEXT = (
+    (b"\x1f\x8b", "is compressed with gzip", "Decompress it first: gunzip, or gzip -d -c FILE > orders.csv."),
+    (b"PK\x03\x04", "is a zip archive or an Excel file", "Take the CSV file out (unzip), or save the sheet as CSV."),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +54,8 @@ def read_csv(path: Path, encoding: str = "utf-8", delimiter: str = ",") -> CsvFi
     """Read the whole file. Every cell is text as written, so that ids and codes keep their zeros; an empty one is null.
 
     Raises:
-        UsageError: the file is unreadable or in another encoding, has one column or no rows, or two columns map to the
-            same name.
+        UsageError: the file is unreadable, compressed or in another encoding, has one column or no rows, or two columns
+            map to the same name.
         SettingsError: pyarrow is not installed.
     """
     names, table = _read(path, encoding, delimiter)
@@ -73,12 +78,13 @@ def _read(path: Path, encoding: str, delimiter: str) -> tuple[list[str], Any]:
     try:
         if codecs.lookup(encoding).name == "utf-8":
             encoding = "utf-8-sig"
+        _require_text(path)
         names = _header(path, encoding, delimiter)
         table = arrow.read_csv(
             path,
             # Arrow reads UTF-8 itself, and the beginning of such a file may have a byte order mark.
             read_options=arrow.ReadOptions(encoding="utf-8" if encoding == "utf-8-sig" else encoding),
-            parse_options=arrow.ParseOptions(delimiter=delimiter),
+            parse_options=arrow.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=arrow.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()),
                 strings_can_be_null=True,
@@ -99,6 +105,15 @@ def _read(path: Path, encoding: str, delimiter: str) -> tuple[list[str], Any]:
             ) from None
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0]
         raise UsageError(f"cannot read {path}: {reason}") from None
+
+
+def _require_text(path: Path) -> None:
+    """Raise `UsageError` for a compressed file."""
+    with path.open("rb") as file:
+        first = file.read(4)
+    for magic, what, hint in _NO_TEXT:
+        if first.startswith(magic):
+            raise UsageError(f"{path} {what}", hint=hint)
 
 
 def _header(path: Path, encoding: str, delimiter: str) -> list[str]:

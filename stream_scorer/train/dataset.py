@@ -28,7 +28,7 @@ from stream_scorer.serde.files import (
     transactions_required,
 )
 from stream_scorer.serde.label_ranks import source_rank
-from stream_scorer.serde.rejections import MAX_SHARE, Rejections
+from stream_scorer.serde.rejections import MAX_SHARE, Rejections, too_many
 from stream_scorer.spec.model import CheckedSpec, duration_ms
 from stream_scorer.train.recipe import Progress, TrainingSet
 from stream_scorer.train.rows import ALL_TIMES, COMPLETE, Begins, Period, choose_rows
@@ -103,7 +103,9 @@ def make_training_set(
         read.labels,
         on_progress=None if on_progress is None else lambda done, total: on_progress("features", done, total),
     )
-    label, labelled_at = _join(*_keys(read, spec.spec.partition_entity), read.labels, read.ranks)
+    keys, given = _keys(read, spec.spec.partition_entity)
+    label, labelled_at = _join(keys, given, read.labels, read.ranks)
+    unmatched = _unmatched(read, keys, given)
     horizon = duration_ms(spec.spec.labels.horizon)
     once = ~history.duplicate
     _check_own_labels(read.source, spec, labelled_at[once], history.event_time[once])
@@ -149,6 +151,7 @@ def make_training_set(
         chosen.outside,
         chosen.blocked,
         chosen.incomplete,
+        unmatched,
     )
 
 
@@ -206,6 +209,21 @@ def _join(
     found = [counts.get(key, (0, False, -1)) for key in keys]
     fraud = np.array([verdict for _, verdict, _ in found], np.bool_)
     return fraud, np.array([since for _, _, since in found], np.int64)
+
+
+def _unmatched(read: LabelledHistory, keys: Sequence[Hashable], given: Sequence[Sequence[Hashable]]) -> int:
+    """How many labels within the time of the history are of no transaction; warns if they are more than 5 %."""
+    time, at = read.transactions.event_time, read.labels.event_time
+    within = np.flatnonzero((at >= time.min()) & (at <= time.max())).tolist()
+    known = set(keys)
+    lost = [place for place in within if known.isdisjoint(given[place])]
+    if too_many(len(lost), len(within)):
+        _log.warning(
+            "%s: %d of %d labels within the time of the history are of no transaction, such as %r. Do both have the "
+            "same ids, with the same case, zeros and spaces? Are transactions missing?",
+            read.source, len(lost), len(within), read.labels.event_id[lost[0]],
+        )  # fmt: skip
+    return len(lost)
 
 
 def _keys(read: LabelledHistory, entity: str | None) -> tuple[list[Hashable], list[list[Hashable]]]:

@@ -23,8 +23,8 @@ class TrainingSet:
 
     `names` are the feature names. The counts are of excluded records: `refused` could not be decoded, `duplicates`
     repeated an event id, `immature` were younger than the label horizon, `outside` were not in the period of training,
-    and `blocked` were blocked and have no label. `incomplete` rows look back to before the history. `event_id` has
-    ``n`` ids, or none for a set that was not read from history.
+    and `blocked` were blocked and have no label. `incomplete` rows look back to before the history. `unmatched` labels
+    are of no transaction of the history. `event_id` has ``n`` ids, or none for a set that was not read from history.
 
     Attributes:
         entity: ``(n,) int64``, a number from 0 for each id of the partition entity; None without such an entity.
@@ -45,6 +45,7 @@ class TrainingSet:
     outside: int = 0
     blocked: int = 0
     incomplete: int = 0
+    unmatched: int = 0
 
     def check(self, spec: CheckedSpec) -> None:
         """Raise `UsageError` if the features are not the spec's, or the columns differ in length."""

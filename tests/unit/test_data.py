@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -187,6 +189,26 @@ def test_a_file_may_have_any_encoding_and_delimiter(tmp_path: Path, encoding: st
             "preis": ["1.50"],
             "z_hlpunkt": ["süd"],
         }
+
+
+def test_cells_may_have_newlines_wherever_the_file_is_cut_into_blocks(tmp_path: Path) -> None:
+    note = "7\n8,x"  # in quotes; a reader that cuts at each newline finds a row of two cells here
+    file = read_csv(write(tmp_path, "at,note,price\n" + f'1,"{note}",2.50\n' * 70_000))
+    assert file.rows == 70_000
+    assert set(file.columns["note"].to_pylist()) == {note}
+
+
+def test_a_compressed_file_is_named_so(tmp_path: Path) -> None:
+    path = tmp_path / "orders.csv"
+    path.write_bytes(gzip.compress(ORDERS.encode()))
+    with pytest.raises(UsageError, match=r"orders\.csv is compressed with gzip") as caught:
+        read_csv(path)
+    assert "gunzip" in caught.value.hint
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("orders.csv", ORDERS)
+    with pytest.raises(UsageError, match=r"orders\.csv is a zip archive or an Excel file") as caught:
+        read_csv(path)
+    assert "unzip" in caught.value.hint
 
 
 def test_a_file_without_entities_and_ids_will_do(tmp_path: Path) -> None:

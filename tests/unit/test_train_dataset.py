@@ -202,6 +202,20 @@ def test_a_label_in_the_future_which_makes_every_transaction_mature_is_reported(
     assert "the newest label (1970-01-02) is more than the label horizon of 2s younger" in caplog.text
 
 
+def test_labels_of_no_transaction_are_counted_and_reported_if_they_are_many(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = labels()
+    with caplog.at_level(logging.WARNING):
+        assert read_training_set(*write(tmp_path, transactions(), given), SPEC).unmatched == 0
+        # Two labels of one transaction; and labels of times that the history does not have, which are no mistake.
+        given["event_id"] = ["T1", "T1", "t2", "other"]
+        given["event_time"] = [1_000, 1_000, 2_000, 500]
+        assert "of no transaction" not in caplog.text
+        assert read_training_set(*write(tmp_path, transactions(), given), SPEC).unmatched == 2
+    assert "2 of 3 labels within the time of the history are of no transaction, such as 'T1'" in caplog.text
+
+
 def test_files_that_will_not_do_are_named(tmp_path: Path) -> None:
     good, known = write(tmp_path, transactions(), labels())
     with pytest.raises(UsageError, match="cannot read"):
