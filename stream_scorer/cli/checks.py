@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PYTHON_MIN, PYTHON_BELOW = (3, 11), (3, 13)
 # How many of the newest transactions per partition, and for how long, the check of record keys reads.
 KEYS_PER_PARTITION, KEYS_TIMEOUT_S = 100, 5.0
+# Of a Redis that permits this user neither CONFIG GET nor INFO.
+NO_POLICY = "answers; its maxmemory-policy cannot be read: it must be noeviction"
 
 
 class SettingRow(msgspec.Struct, frozen=True):
@@ -251,10 +253,10 @@ def _redis(settings: Settings) -> str:
         ping(client, url)
         # A store without partitions checks the server's policy as a scorer does, and writes nothing.
         store = RedisRowStore(client, "doctor", [], labels_topic="", horizon_ms=0)
-        store.check_eviction_policy()
+        known = store.check_eviction_policy()
     finally:
         client.close()
-    return "answers, evicts no keys"
+    return "answers, evicts no keys" if known else NO_POLICY
 
 
 def _mlflow(settings: Settings) -> str:

@@ -387,26 +387,29 @@ class RedisRowStore:
         unused = [key for key in keys if not key.startswith(in_use)]
         return int(self._client.unlink(*unused)) if unused else 0
 
-    def check_eviction_policy(self) -> None:
-        """See `FeatureRows.check_eviction_policy`. A server that does not reveal its settings passes."""
-        try:
-            policy = self._eviction_policy()
-        except redis.ResponseError:
-            return
-        except redis.RedisError as error:
-            raise StateUnavailable(f"Redis: {error}") from error
-        if policy != "noeviction":
+    def check_eviction_policy(self) -> bool:
+        """See `FeatureRows.check_eviction_policy`."""
+        policy = self._eviction_policy()
+        if policy not in (None, "noeviction"):
             raise UsageError(
                 f"Redis runs with maxmemory-policy {policy}: it may silently drop features",
                 hint="Set maxmemory-policy noeviction.",
             )
+        return policy is not None
 
-    def _eviction_policy(self) -> str:
-        try:
-            found = self._client.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
-        except redis.ResponseError:  # a managed Redis often refuses CONFIG, but not INFO
-            found = self._client.info("memory").get("maxmemory_policy", "noeviction")
-        return found.decode() if isinstance(found, bytes) else str(found)
+    def _eviction_policy(self) -> str | None:
+        """None if the server does not reveal it: a managed Redis often refuses CONFIG, and sometimes INFO."""
+        for command, argument in (("config_get", "maxmemory-policy"), ("info", "memory")):
+            try:
+                answer = getattr(self._client, command)(argument)
+            except redis.ResponseError:
+                continue
+            except redis.RedisError as error:
+                raise StateUnavailable(f"Redis: {error}") from error
+            found = answer.get("maxmemory-policy", answer.get("maxmemory_policy"))
+            if found is not None:
+                return found.decode() if isinstance(found, bytes) else str(found)
+        return None
 
     def _use_epoch(self, epoch: bytes) -> None:
         self._keys = EpochKeys(self._common, epoch, self._sources)
@@ -489,6 +492,6 @@ class ShardedRedisRows(ShardedRows[RedisRowStore]):
         """See `FeatureRows.expire`."""
         return RedisRowStore.expire_all(self._shards, ends, stop, now_ms, max_share)
 
-    def check_eviction_policy(self) -> None:
+    def check_eviction_policy(self) -> bool:
         """See `FeatureRows.check_eviction_policy`."""
-        self._shards[0].check_eviction_policy()
+        return self._shards[0].check_eviction_policy()

@@ -468,8 +468,8 @@ class FeatureRows(AppliedRowStore, Protocol):
         """Whether the last recorded call of `expire` was refused, in whichever process."""
         ...
 
-    def check_eviction_policy(self) -> None:
-        """Raise `UsageError` if the server may evict rows."""
+    def check_eviction_policy(self) -> bool:
+        """Whether the server reveals its policy. Raises `UsageError` if it may evict rows."""
         ...
 
 

@@ -25,6 +25,7 @@ from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactions import TransactionPair
 from stream_scorer.monitor.credentials import credentials
 from stream_scorer.state.client import connect, mapped_errors
+from stream_scorer.state.redis_rows import RedisRowStore
 
 pytestmark = pytest.mark.integration
 TOPICS = Topics("", {"transactions": "payments.card.auth"})
@@ -203,3 +204,4 @@ def test_redis_with_tls_and_users(certificates: Certificates, tmp_path: Path) ->
         )
         with pytest.raises(StateDenied, match="no permissions"), mapped_errors(url):
             monitor.get("{stream-scorer:rows:0}:epoch")
+        assert RedisRowStore(monitor, "doctor", [], labels_topic="", horizon_ms=0).check_eviction_policy()

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import msgspec
 import numpy as np
 import pytest
+import redis
 from click.testing import CliRunner, Result
 
-from stream_scorer.cli.checks import PYTHON_BELOW, PYTHON_MIN, Check, run_checks, shown_value
+from stream_scorer.cli.checks import NO_POLICY, PYTHON_BELOW, PYTHON_MIN, Check, run_checks, shown_value
 from stream_scorer.cli.control import _ladder
 from stream_scorer.cli.dead_letters import dead_letter_lines, group_dead_letters
 from stream_scorer.cli.formatting import json_line, line
@@ -332,6 +334,28 @@ def test_checks_of_services_that_are_gone_fail_without_their_passwords(tmp_path:
         "metrics port": "skipped",
     }
     assert "SECRET" not in str(checks)
+
+
+@pytest.mark.parametrize(
+    ("config", "info", "message"),
+    [
+        ({"maxmemory-policy": "noeviction"}, None, "answers, evicts no keys"),
+        (None, {"maxmemory_policy": "noeviction"}, "answers, evicts no keys"),
+        ({}, {"maxmemory_policy": "allkeys-lru"}, "Redis runs with maxmemory-policy allkeys-lru"),
+        (None, None, NO_POLICY),
+        ({}, {}, NO_POLICY),
+    ],
+)
+def test_doctor_does_not_praise_a_policy_that_redis_does_not_reveal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, str] | None, info: object, message: str
+) -> None:
+    client = MagicMock()
+    for name, answer in (("config_get", config), ("info", info)):
+        getattr(client, name).side_effect = [redis.exceptions.NoPermissionError("no") if answer is None else answer]
+    monkeypatch.setattr("stream_scorer.state.client.connect", lambda _url: client)
+    check = checks_by_name(settings_of(tmp_path, redis__url="redis://h:6379/0", metrics__port=-1))["redis"]
+    assert check.message.startswith(message)
+    assert check.state == ("failed" if "lru" in message else "ok")
 
 
 def test_an_ensemble_that_is_no_ensemble_fails(tmp_path: Path) -> None:

@@ -68,3 +68,5 @@ def test_the_acls_of_redis_have_the_prefixes_of_the_keys() -> None:
     assert "~{stream-scorer:stream-scorer-monitor:*" in users["monitor"]
     for role in ("scorer", "monitor"):
         assert users[role].index("-@all") < users[role].index("-@dangerous")
+    # `doctor` reads the eviction policy.
+    assert (users["scorer"][-1], users["monitor"][-1]) == ("+config|get", "+info")
