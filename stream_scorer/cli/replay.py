@@ -94,7 +94,7 @@ def replay(
     if report.first_difference is not None:
         raise CheckFailed(f"the replay differs from the published records: {report.first_difference}")
     if report.compared == 0:
-        raise CheckFailed("nothing to compare: the range contains no published score")
+        raise CheckFailed("nothing to compare: the range contains no published score with complete features")
 
 
 def _check_usage(

@@ -10,7 +10,7 @@ import msgspec
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition
-from stream_scorer.records import Contribution, LineageRow, Record, Score
+from stream_scorer.records import PARTIAL, Contribution, LineageRow, Record, Score
 from stream_scorer.replay.recorded import TopicRanges, bounds_of, recorded, served_scores
 from stream_scorer.serde.canonical import canonical, first_difference
 
@@ -48,6 +48,7 @@ class Comparison:
         compared: number of compared pairs.
         different: number of pairs that differ, plus records that only one side has.
         first: the first difference.
+        incomplete: number of records that are not compared, see `_lacked_history`.
     """
 
     def __init__(self, live: Callable[[int], Iterator[ServedRecord]], feature_names: list[str], topic: str) -> None:
@@ -57,7 +58,7 @@ class Comparison:
         self._names = feature_names
         self._topic = topic
         self._started: set[int] = set()
-        self.compared = self.different = 0
+        self.compared = self.different = self.incomplete = 0
         self.first: Difference | None = None
 
     def check(self, replayed: ServedRecord) -> None:
@@ -66,6 +67,9 @@ class Comparison:
         served = self._served_at(at.partition, at.offset)
         if served is None:
             self._note(at.partition, at.offset, event_id, "the record", "nothing", "a score")
+            return
+        if _lacked_history(served.lineage, replayed.lineage):
+            self.incomplete += 1
             return
         self.compared += 1
         for topic, live, again in zip(("scores", "contributions", "lineage"), served, replayed, strict=True):
@@ -134,6 +138,15 @@ def served_records(reader: TopicRanges, topics: Topics) -> Callable[[int], Itera
             yield ServedRecord(score, found.contribution, found.lineage)
 
     return of
+
+
+def _lacked_history(served: LineageRow, replayed: LineageRow) -> bool:
+    """Whether the scorer's rows lacked events that the replay has, or that it does not know to be missing.
+
+    Where the log began when the rows were built is not recorded. The scorer marked such features as partial.
+    """
+    pairs = zip(served.feature_status, replayed.feature_status, strict=False)
+    return any(live == PARTIAL != again for live, again in pairs)
 
 
 def _json(value: Any) -> str:

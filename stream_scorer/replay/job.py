@@ -85,4 +85,5 @@ def replay(
         compared=comparison.compared if comparison is not None else None,
         different=comparison.different if comparison is not None else None,
         first_difference=comparison.first if comparison is not None else None,
+        incomplete=comparison.incomplete if comparison is not None else None,
     )

@@ -11,7 +11,8 @@ class ReplayReport(Record, frozen=True):
     """Counts, decisions, quality (null without labels) and, if requested, the comparison with the served records.
 
     `scores_sha256` is over the canonical bytes of every score and contribution, in order: two replays of the same
-    input, spec and ensemble have the same.
+    input, spec and ensemble have the same. `incomplete` counts the records that are not compared because their features
+    were served as partial and are not partial in the replay.
     """
 
     out: str
@@ -31,6 +32,7 @@ class ReplayReport(Record, frozen=True):
     compared: int | None
     different: int | None
     first_difference: Difference | None
+    incomplete: int | None = None
 
 
 HEADINGS = (
@@ -60,6 +62,11 @@ def summary_lines(report: ReplayReport) -> list[str]:
         lines.append(f"{report.labels_refused:,} labels cannot be read and count as absent")
     if report.compared is not None:
         lines.append(f"compared with what was served: {report.compared:,} records, {report.different or 0:,} different")
+    if report.incomplete:
+        lines.append(
+            f"{report.incomplete:,} records not compared: they were served with partial features: retention had "
+            "cut the log when the scorer built its rows"
+        )
     return lines
 
 

@@ -467,6 +467,10 @@ def test_a_difference_is_found_and_named(checked: CheckedSpec, ensemble: Ensembl
     # When it was scored, and under which arm, makes no difference.
     later = served[20]._replace(score=replace(score, scored_at=5, arm="b"), lineage=replace(lineage, arm="b"))
     assert compared([*served[:20], later, *served[21:]]).different == 0
+    # The scorer's rows lacked what retention had removed: counted, and no difference.
+    cut = replace(lineage, features=[0.0, *lineage.features[1:]], feature_status=[4] * len(lineage.features))
+    report = compared([*served[:20], served[20]._replace(lineage=cut), *served[21:]])
+    assert (report.compared, report.different, report.incomplete) == (len(served) - 1, 0, 1)
 
 
 def test_the_first_difference_has_a_path() -> None:
