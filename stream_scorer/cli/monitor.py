@@ -52,7 +52,7 @@ def monitor(settings: Settings) -> None:
     """Watch alert rates, drift and false positives in event-time windows, until SIGTERM.
 
     Reads `scores`, `labels` and `score-summaries`; writes `outcomes` and `monitor-metrics`. Also watches versions on
-    probation and canaries (`monitor.mode`, docs/control.md), and in mode `auto` issues commands on `control`. Writes
+    probation and canaries (`monitor.mode`, docs/probation.md), and in mode `auto` issues commands on `control`. Writes
     incidents of every kind to `incidents` (docs/incidents.md).
     """
     from stream_scorer.app import cleaning_cache, mirroring_aliases, signals_run, watch_run, webhook_run
