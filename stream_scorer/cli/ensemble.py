@@ -69,10 +69,12 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
         click.echo(manifest_bytes(manifest), nl=False)
         return
     training, policy = manifest.training, manifest.thresholds
+    until = training.members_until
     facts = {
         "ensemble": f"{manifest.name}, version {version}, manifest {manifest_digest(manifest)[:12]}",
         "trained": f"{training.rows:,} transactions, {training.positives:,} frauds, "
         f"{_day(training.first_event_time)} to {_day(training.last_event_time)}, run {training.run_id}",
+        "members": f"trained on data until {'an unknown time' if until is None else _day(until)}",
         "spec": f"{manifest.spec_name}, {len(manifest.features)} features, hash {manifest.feature_hash[:12]}",
         "combiner": f"{manifest.formula}, quorum {manifest.quorum:g}, final calibrator {manifest.final_calibrator}",
         "thresholds": f"review {policy.review:.4g}, block {policy.block:.4g}, policy {policy.policy_version}",

@@ -177,6 +177,10 @@ class Training(Part, frozen=True):
     """The training of the ensemble. Times are event times in UTC epoch milliseconds.
 
     `run_id` is derived from data, spec and options: equal trainings have equal ids. `metrics` are on the holdout.
+
+    Attributes:
+        trained_until: for a composed ensemble: no member has seen a transaction at or after this time, None if this is
+            unknown. The other fields describe the history on which it was composed.
     """
 
     first_event_time: int
@@ -186,6 +190,12 @@ class Training(Part, frozen=True):
     run_id: str
     data_sha256: str
     metrics: dict[str, dict[str, float]]
+    trained_until: int | msgspec.UnsetType | None = msgspec.UNSET
+
+    @property
+    def members_until(self) -> int | None:
+        """The end of what members were trained on; None if it is unknown."""
+        return self.last_event_time if isinstance(self.trained_until, msgspec.UnsetType) else self.trained_until
 
 
 class Manifest(Part, frozen=True, kw_only=True):

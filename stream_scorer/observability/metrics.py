@@ -135,7 +135,8 @@ IN_PLAY = Metric(
 ENSEMBLE_AGE = Metric(
     "gauge",
     "stream_scorer_ensemble_age_seconds",
-    "Newest scored event time minus the last event time of the training data of a version.",
+    "Newest scored event time minus the last event time of the training data of the members of a version; NaN if it is "
+    "unknown.",
     ("ensemble", "version"),
 )
 CONTROL_OFFSET = Metric(

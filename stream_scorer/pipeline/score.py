@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -56,8 +57,9 @@ class Scoring:
         if len(transactions):
             newest = int(transactions.event_time.max())
             for ensemble in lineup.versions:
-                age_ms = newest - ensemble.manifest.training.last_event_time
-                self._metrics.set(ENSEMBLE_AGE, age_ms / 1_000, ensemble.name, ensemble.version)
+                until = ensemble.manifest.training.members_until
+                age = math.nan if until is None else (newest - until) / 1_000
+                self._metrics.set(ENSEMBLE_AGE, age, ensemble.name, ensemble.version)
         results = [self._result(lineup, version, outputs, rules) for version in range(len(lineup.versions))]
         entities = transactions.entity_ids.get(self._entity or "", [])
         decided = BatchDecisions(lineup, lineup.route(entities, transactions.event_time), results, rules)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from stream_scorer.ensemble.manifest import Manifest
+from stream_scorer.errors import UsageError
 from stream_scorer.records import Incident
 
 _DAY_MS = 86_400_000
@@ -29,8 +30,17 @@ def training_due(
     The age is that of the newest row of the training, because training today on old rows gives the members no newer
     data. A drift incident counts if it began after that row, open or closed: the members have not seen the changed
     traffic. `now_ms` is in epoch ms; without `max_age_ms`, age is no reason.
+
+    Raises:
+        UsageError: the members were trained elsewhere, and nobody declared until when.
     """
-    newest, out = manifest.training.last_event_time, []
+    newest = manifest.training.members_until
+    if newest is None:
+        raise UsageError(
+            f"it is unknown until when the members of {manifest.name} were trained",
+            hint="Declare `trained_until` in the file of `ensemble compose`, and compose it again.",
+        )
+    out = []
     if max_age_ms is not None and now_ms - newest > max_age_ms:
         out.append(
             Reason("age", f"its newest training row is of {_day(newest)}, {(now_ms - newest) // _DAY_MS} days old")

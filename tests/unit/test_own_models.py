@@ -161,6 +161,7 @@ def test_five_formats_become_an_ensemble_that_scores_as_their_libraries(composed
     assert any("ZipMap" in note for note in report.members[4].notes)
     # Nothing before `trained_until` is used, and the figures are those of an ensemble that separates.
     assert (report.rows, ensemble.manifest.training.first_event_time) == (600, 900_000)
+    assert ensemble.manifest.training.members_until == 900_000
     assert report.metrics["roc_auc"] > 0.75
     assert "members[3].calibrator" not in report.fitted
 
@@ -197,6 +198,7 @@ def test_nothing_is_fitted_where_everything_is_given(folder: Path) -> None:
     assert (report.fitted, report.rows, report.thresholds.policy_version) == ([], ROWS, "p2")
     manifest = Ensemble.load(folder / "out", version="1").manifest
     assert [member.weight for member in manifest.members] == [1.0, 1.0]
+    assert manifest.training.members_until is None
 
 
 def test_xgboost_that_stopped_early_needs_its_own_predictions_or_only_the_best_rounds(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -195,7 +196,7 @@ def test_a_training_is_due_by_age_and_by_drift_that_the_members_have_not_seen() 
 
     class Trained:
         def __init__(self) -> None:
-            self.training = training
+            self.name, self.training = "cards", training
 
     def drift(began: int, kind: str = "drift") -> Incident:
         return Incident(
@@ -210,6 +211,13 @@ def test_a_training_is_due_by_age_and_by_drift_that_the_members_have_not_seen() 
     assert due(21, 10 * DAY_MS) == ["age"]
     assert due(21, None, drift(10 * DAY_MS)) == []
     assert due(21, 10 * DAY_MS, drift(11 * DAY_MS), drift(11 * DAY_MS, "feed")) == ["age", "drift"]
+    # A composed ensemble is as old as its members, not as the history on which it was composed.
+    training = msgspec.structs.replace(training, trained_until=5 * DAY_MS)
+    assert due(16, 10 * DAY_MS, drift(6 * DAY_MS)) == ["age", "drift"]
+    training = msgspec.structs.replace(training, trained_until=None)
+    with pytest.raises(UsageError, match="unknown until when") as caught:
+        due(16, 10 * DAY_MS)
+    assert "trained_until" in caught.value.hint
 
 
 def test_the_time_of_an_artifact_can_be_fixed() -> None:

@@ -335,14 +335,15 @@ def _training(
     slices: _Slices,
     metrics: dict[str, dict[str, float]],
 ) -> Training:
-    """The history that the composition used: all rows after `trained_until`."""
+    """The history that the composition used: all rows after `trained_until`, which ends that of the members."""
     used = np.unique(np.concatenate([slices.calibration, slices.weights, slices.holdout]))
     rows = replace(
         data, features=data.features[used], label=data.label[used], event_time=data.event_time[used], event_id=[],
         entity=None, labelled_at=None,
     )  # fmt: skip
     document = msgspec.json.encode(file.document, order="deterministic").decode()
-    return describe_training(rows, " ".join([spec.sha256, *(model.sha256 for model in models), document]), metrics)
+    identity = " ".join([spec.sha256, *(model.sha256 for model in models), document])
+    return msgspec.structs.replace(describe_training(rows, identity, metrics), trained_until=file.trained_until_ms)
 
 
 def _report(
