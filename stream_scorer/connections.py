@@ -12,6 +12,8 @@ from types import MappingProxyType
 from typing import Self
 from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
+from stream_scorer.errors import SettingsError
+
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -47,16 +49,22 @@ class Brokers(str):
 
 
 class RegistryAddress(str):
-    """URL of the MLflow registry, without credentials: these are `username`, `password` and `ca_file`."""
+    """URL of the MLflow registry, without credentials: these are `username`, `password` and `ca_file`.
+
+    `refusal` is the reason why there is no URL, if the one of the local stack must not be used.
+    """
 
     username: str
     password: str
     ca_file: str
+    refusal: SettingsError | None
 
-    def __new__(cls, url: str, username: str = "", password: str = "", ca_file: str = "") -> Self:
+    def __new__(
+        cls, url: str, username: str = "", password: str = "", ca_file: str = "", refusal: SettingsError | None = None
+    ) -> Self:
         """See the class."""
         self = super().__new__(cls, url)
-        self.username, self.password, self.ca_file = username, password, ca_file
+        self.username, self.password, self.ca_file, self.refusal = username, password, ca_file, refusal
         return self
 
 

@@ -2,7 +2,7 @@
 
 The setting ``kafka.bootstrap`` is ``--bootstrap`` on the command line, ``STREAM_SCORER_KAFKA_BOOTSTRAP`` in the
 environment (or ``..._FILE``, the path of a file that contains the value), and ``[kafka] bootstrap`` in
-`stream-scorer.toml`. A running local stack (`stream-scorer stack up`) supplies addresses that no source sets.
+`stream-scorer.toml`. A running local stack (`stream-scorer stack up`) supplies the addresses if no source sets any.
 `[kafka.client]` holds librdkafka properties (`stream_scorer.client_properties`).
 
 `CATALOGUE` is the only place that defines a setting. Commands take their flags from it, `stream-scorer doctor` and
@@ -563,11 +563,13 @@ class Settings:
         sources: dict[str, str],
         warnings: tuple[str, ...] = (),
         properties: Mapping[str, ClientProperty] | None = None,
+        refused: Mapping[str, SettingsError] | None = None,
     ) -> None:
         self._values = values
         self._sources = sources
         self.warnings = warnings
         self.properties = dict(properties or {})
+        self.refused = dict(refused or {})
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -597,12 +599,19 @@ class Settings:
         value = "***" if setting.secret else setting.text(self._values[name])
         return f"{name} = {value} (from {self._sources[name]})"
 
+    def refuse_mixed(self, *names: str) -> None:
+        """Raise `SettingsError` if one of the addresses `names` would be that of a local stack, and others are not."""
+        for name in names or ADDRESSES:
+            if name in self.refused:
+                raise self.refused[name]
+
     def require(self, name: str) -> Any:
         """The value of `name`. Raises `SettingsError` if no source sets it."""
+        self.refuse_mixed(name)
         value = self._values[name]
         if value in ("", None):
             setting = _BY_NAME[name]
-            more = " or start a local stack: `stream-scorer stack up`" if name in _STACK else ""
+            more = " or start a local stack: `stream-scorer stack up`" if name in ADDRESSES else ""
             raise SettingsError(
                 f"{name} is not set ({setting.help.rstrip('.')})",
                 hint=f"Set {setting.variable}, or {name} in {SETTINGS_FILE},{more or ' or give the flag'}.",
@@ -676,7 +685,8 @@ RULES: tuple[Callable[[Settings], str], ...] = (
     _one_token_source,
     _protocol_fits,
 )
-_STACK = {"kafka.bootstrap": "kafka", "redis.url": "redis", "mlflow.url": "mlflow"}
+# The addresses that a local stack supplies, and its names of them.
+ADDRESSES = {"kafka.bootstrap": "kafka", "redis.url": "redis", "mlflow.url": "mlflow"}
 
 
 def load_settings(
@@ -702,13 +712,14 @@ def load_settings(
         local = stack_addresses(directory)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    explicit = {setting.name: _explicit(setting, flags, environment, in_file) for setting in CATALOGUE}
+    refused = _mixed(explicit, local)
     for setting in CATALOGUE:
-        name = setting.name
-        found = _explicit(setting, flags, environment, in_file)
+        name, found = setting.name, explicit[setting.name]
         if found is not None:
             value, source = found
-        elif name in _STACK and local.get(_STACK[name]):
-            value, source = local[_STACK[name]], "local stack"
+        elif name in ADDRESSES and name not in refused and local.get(ADDRESSES[name]):
+            value, source = local[ADDRESSES[name]], "local stack"
         else:
             value, source = (setting.default() if callable(setting.default) else setting.default), "default"
         try:
@@ -717,16 +728,40 @@ def load_settings(
             shown = "***" if setting.secret else repr(value)
             raise SettingsError(f"{name} = {shown} (from {source}) must be {error}") from None
     properties = read_properties(client_section, environment, file_name=SETTINGS_FILE)
-    settings = Settings(values, sources, tuple(_misspelled(environment)), properties)
+    settings = Settings(values, sources, tuple(_misspelled(environment)), properties, refused)
     for rule in RULES:
         message = rule(settings)
         if message:
             raise SettingsError(message)
-    _connect(values, properties)
+    _connect(values, properties, refused.get("mlflow.url"))
     return settings
 
 
-def _connect(values: dict[str, Any], properties: Mapping[str, ClientProperty]) -> None:
+def _mixed(explicit: Mapping[str, tuple[Any, str] | None], local: Mapping[str, str | None]) -> dict[str, SettingsError]:
+    """Why the addresses of the local stack are not used, by name: a source sets another address to another service.
+
+    Without this check, a scorer could read the brokers of production and write to a Redis of the local stack.
+    """
+    by_stack = [name for name, key in ADDRESSES.items() if explicit[name] is None and local.get(key)]
+    others = {
+        name: found[1]
+        for name, key in ADDRESSES.items()
+        if (found := explicit[name]) is not None and found[0] not in ("", local.get(key))
+    }
+    if not others:
+        return {}
+    given = " and ".join(f"{name} is set (from {source})" for name, source in others.items())
+    missing = ", ".join(f"{name} ({_BY_NAME[name].variable} or {_BY_NAME[name].flag})" for name in by_stack)
+    hint = f"Set {missing} as well. Without {' and '.join(others)}, all addresses are those of the local stack."
+    return {
+        name: SettingsError(f"{name} would be that of the local stack in this directory, but {given}", hint=hint)
+        for name in by_stack
+    }
+
+
+def _connect(
+    values: dict[str, Any], properties: Mapping[str, ClientProperty], no_registry: SettingsError | None
+) -> None:
     """Replace the addresses of the services by addresses that carry how to connect. Raises `SettingsError`."""
     values["kafka.bootstrap"] = Brokers(
         values["kafka.bootstrap"],
@@ -741,7 +776,7 @@ def _connect(values: dict[str, Any], properties: Mapping[str, ClientProperty]) -
             # The message does not contain the value, which may include a password.
             raise SettingsError(f"redis.url must be {error}") from None
     registry = {key: values[f"mlflow.{key}"] for key in ("username", "password", "ca_file")}
-    values["mlflow.url"] = RegistryAddress(values["mlflow.url"], **registry)
+    values["mlflow.url"] = RegistryAddress(values["mlflow.url"], **registry, refusal=no_registry)
 
 
 def _explicit(

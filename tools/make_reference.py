@@ -33,7 +33,9 @@ A setting has these sources, in this order; the first one that sets it wins:
    trailing white space is removed);
 4. `stream-scorer.toml` in the working directory: `kafka.bootstrap` is `bootstrap` in the section `[kafka]`;
    settings without a flag can be set by 2 to 4 only;
-5. for the three addresses: a local stack that runs in this directory (`stream-scorer stack up`);
+5. for `kafka.bootstrap`, `redis.url` and `mlflow.url`: a local stack that runs in this directory
+   (`stream-scorer stack up`), if no source sets another address for one of the three. If one does, commands that need
+   an address of the stack refuse;
 6. the default.
 
 A variable that is set but empty counts as set. An unknown name in the file is an error (exit code 2), and so is a value

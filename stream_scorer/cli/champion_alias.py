@@ -40,6 +40,7 @@ def _find_serving(settings: Settings, name: str) -> str | None:
     from stream_scorer.kafka.control_log import ControlLog
     from stream_scorer.kafka.topics import TopicAdmin, Topics
 
+    settings.refuse_mixed("kafka.bootstrap")
     bootstrap, topics = settings["kafka.bootstrap"], Topics.of(settings)
     if not bootstrap:
         return None

@@ -324,6 +324,7 @@ def _scrubbed(text: str, settings: Settings) -> str:
 def _wanted(settings: Settings, name: str) -> str:
     """The value of `name`. Skips the check if it is not set, as a missing setting is not an error of `doctor`."""
     if not settings[name]:
+        settings.refuse_mixed(name)
         variable = next(s.variable for s in CATALOGUE if s.name == name)
         raise _SkippedError(f"{name} is not set", f"Set {variable}.")
     value: str = settings[name]  # an address carries how to connect: str() would lose that

@@ -87,6 +87,7 @@ class _Console:
         self.settings = settings
         self.topics = Topics.of(settings)
         bootstrap = settings.require("kafka.bootstrap")
+        settings.refuse_mixed("mlflow.url")  # also for a command that only moves the alias of the registry
         TopicAdmin(bootstrap).require(self.topics.control_topics())
         self.log = ControlLog(bootstrap, self.topics.control)
         self.history: History = History()
@@ -285,7 +286,7 @@ def _find(settings: Settings, reference: str) -> _Found:
 
     cache = Path(settings["cache.dir"]).expanduser()
     parsed = parse_reference(reference)
-    folder, number = resolve(reference, settings["mlflow.url"] or None, cache, stale_alias=False)
+    folder, number = resolve(reference, settings["mlflow.url"], cache, stale_alias=False)
     ensemble = Ensemble.load(folder, version=number)
     if parsed.folder is not None:
         keep(folder, cache)
@@ -360,7 +361,7 @@ def _fetch(settings: Settings, name: str, version: ServedVersion) -> Path:
     from stream_scorer.ensemble.registry import fetch
 
     cache = Path(settings["cache.dir"]).expanduser()
-    return fetch(name, version.version, version.manifest_sha256, settings["mlflow.url"] or None, cache)
+    return fetch(name, version.version, version.manifest_sha256, settings["mlflow.url"], cache)
 
 
 def _load(settings: Settings, name: str, version: ServedVersion) -> Ensemble:
@@ -428,7 +429,7 @@ def weights(
 
     wanted = dict(map(_weight, weights))
     cache = Path(settings["cache.dir"]).expanduser()
-    folder, number = resolve(reference, settings["mlflow.url"] or None, cache, stale_alias=False)
+    folder, number = resolve(reference, settings["mlflow.url"], cache, stale_alias=False)
     with tempfile.TemporaryDirectory(prefix="stream-scorer-") as made:
         out = Path(made) / "ensemble"
         manifest = reweigh(folder, wanted, out, time.time_ns() // 1_000_000)
@@ -646,7 +647,7 @@ def _find_to_retire(settings: Settings, history: History, reference: str) -> tup
         if version.version == parsed.version:
             return parsed.name, version
     try:
-        found = identify(reference, settings["mlflow.url"] or None, Path(settings["cache.dir"]).expanduser())
+        found = identify(reference, settings["mlflow.url"], Path(settings["cache.dir"]).expanduser())
     except StreamScorerError as error:
         commands = [entry.command for entry in reversed(history.entries) if entry.command and not entry.refused]
         for command in commands:

@@ -35,7 +35,7 @@ def due(settings: Settings, reference: str, max_age: str | None, drift: bool, as
         raise click.UsageError("Give --max-age, --drift, or both.")
     if max_age is not None and not re.fullmatch(r"[0-9]+(ms|s|m|h|d)", max_age):
         raise click.UsageError(f"--max-age {max_age!r} is not a duration, such as 30d.")
-    path, version = resolve(reference, settings["mlflow.url"] or None, Path(settings["cache.dir"]).expanduser())
+    path, version = resolve(reference, settings["mlflow.url"], Path(settings["cache.dir"]).expanduser())
     incidents = list(incident_table(settings).newest.values()) if drift else []
     reasons = training_due(
         read_manifest(path), SystemClock().now_ms(), None if max_age is None else duration_ms(max_age), incidents

@@ -63,7 +63,7 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
     from stream_scorer.ensemble.manifest import manifest_bytes, manifest_digest, read_manifest
     from stream_scorer.ensemble.registry import resolve
 
-    path, version = resolve(reference, settings["mlflow.url"] or None, Path(settings["cache.dir"]).expanduser())
+    path, version = resolve(reference, settings["mlflow.url"], Path(settings["cache.dir"]).expanduser())
     manifest = read_manifest(path)
     if as_json:
         click.echo(manifest_bytes(manifest), nl=False)
@@ -120,7 +120,7 @@ def compare_command(settings: Settings, before: str, after: str, as_json: bool) 
 
     loaded = []
     for reference in (before, after):
-        path, version = resolve(reference, settings["mlflow.url"] or None, Path(settings["cache.dir"]).expanduser())
+        path, version = resolve(reference, settings["mlflow.url"], Path(settings["cache.dir"]).expanduser())
         loaded.append(Ensemble.load(path, version=version))
     found = compare(*loaded)
     if as_json:

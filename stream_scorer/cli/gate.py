@@ -161,7 +161,7 @@ def _resolve(settings: Settings, reference: str) -> tuple[Path, str]:
     from stream_scorer.ensemble.registry import resolve
 
     cache = Path(settings["cache.dir"]).expanduser()
-    return resolve(reference, settings["mlflow.url"] or None, cache, stale_alias=False)
+    return resolve(reference, settings["mlflow.url"], cache, stale_alias=False)
 
 
 def _run(

@@ -68,6 +68,7 @@ def monitor(settings: Settings) -> None:
     from stream_scorer.spec import load_spec
     from stream_scorer.spec.model import duration_ms
 
+    settings.refuse_mixed()
     clock = SystemClock()
     references = EnsembleReferences(
         settings["mlflow.url"] or None,

@@ -72,7 +72,7 @@ def _not_blank(_context: click.Context, _option: click.Parameter, text: str) -> 
 
 
 def resolve_settings(flags: Mapping[str, Any]) -> Settings:
-    """The settings of this folder; `flags` win, and a running local stack supplies addresses that no source sets."""
+    """The settings of this folder; `flags` win. A running local stack supplies the addresses if no source sets any."""
     return load_settings(flags, stack_addresses=_stack_addresses)
 
 

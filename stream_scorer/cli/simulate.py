@@ -85,7 +85,7 @@ def simulate(
     """
     if bootstrap is not None and out is not None:
         raise click.UsageError("Give either --bootstrap or --out.")
-    if bootstrap is None and out is None and not resolve_settings({})["kafka.bootstrap"]:
+    if bootstrap is None and out is None and not _broker_is_known():
         raise click.UsageError("Give --out DIR, or --bootstrap (or the setting kafka.bootstrap, or a local stack).")
     config = SimulationConfig(
         seed=seed,
@@ -120,6 +120,12 @@ def simulate(
         seconds=seconds,
     )
     _print(_live_report(_send(live, config, Labeller(labelling) if labels else None, clock)), as_json)
+
+
+def _broker_is_known() -> bool:
+    settings = resolve_settings({})
+    settings.refuse_mixed("kafka.bootstrap")
+    return bool(settings["kafka.bootstrap"])
 
 
 def _send(live: LiveConfig, config: SimulationConfig, labeller: Labeller | None, clock: Clock) -> LiveReport:

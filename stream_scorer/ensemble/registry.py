@@ -406,6 +406,8 @@ def list_versions(tracking_uri: str, name: str = "") -> list[RegisteredVersion]:
 
 def _require_registry(reference: str, tracking_uri: str | None) -> str:
     if not tracking_uri:
+        if isinstance(tracking_uri, RegistryAddress) and tracking_uri.refusal is not None:
+            raise tracking_uri.refusal
         raise SettingsError(
             f"{reference} is in the registry, but no registry is set", hint="Give --mlflow, or the path of a folder."
         )

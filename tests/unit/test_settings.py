@@ -9,12 +9,16 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from stream_scorer.cli.checks import run_checks
+from stream_scorer.cli.main import cli
 from stream_scorer.cli.options import with_settings
+from stream_scorer.ensemble.registry import resolve
 from stream_scorer.errors import SettingsError
 from stream_scorer.settings import CATALOGUE, SETTINGS_FILE, Setting, Settings, load_settings
 
 NAME = "kafka.bootstrap"
 VARIABLE = "STREAM_SCORER_KAFKA_BOOTSTRAP"
+CARDS = Path(__file__).parents[2] / "stream_scorer" / "simulate" / "cards.yaml"
 
 
 @pytest.fixture
@@ -56,6 +60,65 @@ def test_only_addresses_come_from_the_stack(tmp_path: Path) -> None:
     settings = load_settings({}, environment={}, directory=tmp_path, stack_addresses=lambda _folder: addresses)
     from_stack = {s.name for s in CATALOGUE if settings.source(s.name) == "local stack"}
     assert from_stack == {"kafka.bootstrap", "redis.url", "mlflow.url"}
+
+
+LOCAL = {"kafka": "k:1", "redis": "redis://r:1/0", "mlflow": "http://m:1"}
+
+
+def mixed(folder: Path, **environment: str) -> Settings:
+    return load_settings({}, environment=environment, directory=folder, stack_addresses=lambda _folder: LOCAL)
+
+
+def test_addresses_of_the_stack_are_not_mixed_with_others(tmp_path: Path) -> None:
+    settings = mixed(tmp_path, STREAM_SCORER_KAFKA_BOOTSTRAP="production:9092")
+    assert (settings["redis.url"], settings["mlflow.url"], settings.source("redis.url")) == ("", "", "default")
+    for name in ("redis.url", "mlflow.url"):
+        with pytest.raises(SettingsError) as caught:
+            settings.require(name)
+        assert caught.value.message == (
+            f"{name} would be that of the local stack in this directory, but kafka.bootstrap is set (from {VARIABLE})"
+        )
+        for named in ("redis.url (STREAM_SCORER_REDIS_URL or --redis)", "mlflow.url (STREAM_SCORER_MLFLOW_URL or "):
+            assert named in caught.value.hint
+    with pytest.raises(SettingsError, match="mlflow.url would be"):
+        resolve("cards@champion", settings["mlflow.url"], tmp_path)
+    checks = {check.name: check for check in run_checks(settings)}
+    assert (checks["redis"].state, checks["mlflow"].state) == ("failed", "failed")
+    assert "redis.url would be that of the local stack" in checks["redis"].message
+    (tmp_path / SETTINGS_FILE).write_text('[redis]\nurl = "redis://other:1/0"\n')
+    with pytest.raises(SettingsError, match=f"but redis.url is set .from {SETTINGS_FILE}"):
+        mixed(tmp_path).refuse_mixed()
+
+
+def test_an_address_of_the_stack_itself_and_an_empty_one_are_no_mixture(tmp_path: Path) -> None:
+    settings = mixed(tmp_path, STREAM_SCORER_KAFKA_BOOTSTRAP="k:1", STREAM_SCORER_MLFLOW_URL="")
+    settings.refuse_mixed()
+    assert (settings.require("redis.url"), settings["mlflow.url"]) == (LOCAL["redis"], "")
+    every = {"KAFKA_BOOTSTRAP": "p:1", "REDIS_URL": "redis://p:1/0", "MLFLOW_URL": "http://p:1"}
+    mixed(tmp_path, **{f"STREAM_SCORER_{name}": value for name, value in every.items()}).refuse_mixed()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run"],
+        ["monitor"],
+        ["ensemble", "rollback", "cards", "--why", "x"],
+        ["ensemble", "list"],
+        ["ensemble", "show", "cards@champion"],
+    ],
+)
+def test_each_command_that_needs_an_address_of_the_stack_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stream_scorer.cli.options._stack_addresses", lambda _folder: LOCAL)
+    monkeypatch.setenv(VARIABLE, "127.0.0.1:1")
+    monkeypatch.setenv("STREAM_SCORER_SCORER_SPEC", str(CARDS))
+    monkeypatch.setenv("STREAM_SCORER_SCORER_ID_KEY", "k" * 40)
+    done = CliRunner().invoke(cli, command)
+    assert isinstance(done.exception, SettingsError), done.output
+    assert "would be that of the local stack in this directory" in done.exception.message
 
 
 @pytest.mark.parametrize(
