@@ -86,21 +86,24 @@ class _Source(msgspec.Struct):
     offset: int
 
 
-class _Contributed(msgspec.Struct):
+class _Contributed(_Decided):
     """The part of a contribution that locates it."""
 
-    event_id: str
     source: _Source
 
 
 @dataclass(slots=True)
 class _Span:
-    """The source offsets ``[first, next)`` of one partition, and the first event ids of its `rows` scores."""
+    """The source offsets ``[first, next)`` of one partition, and the first event ids of its `rows` scores.
+
+    `restarted`: it begins below the end of the previous archive.
+    """
 
     first: int
     next: int
     rows: int = 0
     event_ids: list[str] = field(default_factory=list)
+    restarted: bool = False
 
 
 @dataclass(slots=True)
@@ -203,14 +206,16 @@ class _Export:
             for place, value in enumerate(chunk.value):
                 batch = self._decode_lineage(chunk, place, value)
                 if span is None:
-                    span = self._spans[partition] = self._span(partition, int(batch.offset[0]))
+                    span = self._spans[partition] = self._span(partition, int(batch.offset[0]), scored=True)
                 if int(batch.offset[0]) < span.next:
                     where = f"{source.topic}[{partition}] offset {chunk.offset[place]}"
                     raise UsageError(
                         f"{where}: source offset {batch.offset[0]} was scored again after {span.next - 1}",
-                        hint="The consumer group was reset. Export up to the time of the reset, and from then on.",
+                        hint="The consumer group was reset. Export up to the time of the reset (--to), then with "
+                        "--after.",
                     )
                 span.next, span.rows = int(batch.offset[-1]) + 1, span.rows + len(batch)
+                span.event_ids += batch.event_id[: _PATTERN - len(span.event_ids)]
                 self._note(batch)
             writer.add(_own_headers(chunk, _LINEAGE_HEADERS))
         if span is None and (first := self._first_arrived(partition)) is not None:
@@ -230,11 +235,15 @@ class _Export:
         # Retention may have deleted decisions on earlier inputs.
         return None if decided else self._reader.bounds(source.topic)[source][0]
 
-    def _span(self, partition: int, first: int) -> _Span:
-        """The span that begins with source offset `first`, or where that of the previous archive ended."""
+    def _span(self, partition: int, first: int, *, scored: bool = False) -> _Span:
+        """The span that begins with source offset `first`, or where that of the previous archive ended.
+
+        If the first score has a lower offset than that, Kafka lost records of the input, or the group was reset.
+        """
         before = [] if self._previous is None else self._previous.seal.inputs
-        first = next((each.next for each in before if each.partition == partition), first)
-        return _Span(first, first)
+        ended = next((each.next for each in before if each.partition == partition), first)
+        restarted = scored and first < ended
+        return _Span(first, first, restarted=True) if restarted else _Span(ended, ended)
 
     def _decode_lineage(self, chunk: RawRecords, place: int, value: bytes | None) -> LineageBatch:
         try:
@@ -251,58 +260,43 @@ class _Export:
         found.control_offset = max(found.control_offset, -1 if header.control_offset is None else header.control_offset)
 
     def _contributions(self, partition: int, span: _Span) -> None:
-        """Write the contributions whose source offsets are in the span."""
-        source = SourcePartition(self._topics.contributions, partition)
-        start, high = self._start("contributions", partition), self._reader.bounds(source.topic)[source][1]
-        decode = msgspec.json.Decoder(_Contributed).decode
-        writer, first, stop, taken = self._writer("contributions", partition), None, start, 0
-        for chunk in self._read(source, start, high):
-            decided = self._decode(chunk, decode)
-            offsets = np.array([each.source.offset for each in decided], np.int64)
-            inside = np.flatnonzero((offsets >= span.first) & (offsets < span.next))
-            if len(inside):
-                first, stop = (
-                    int(chunk.offset[inside[0]]) if first is None else first,
-                    int(chunk.offset[inside[-1]]) + 1,
-                )
-                span.event_ids += [
-                    decided[place].event_id for place in inside[: _PATTERN - len(span.event_ids)].tolist()
-                ]
-                taken += len(inside)
-                writer.add(_own_headers(chunk.take(inside), ()))
-            if (offsets >= span.next).any():
-                break
-        if taken != span.rows:
-            raise UsageError(
-                f"{source.topic}[{partition}] has {taken:,} of {span.rows:,} contributions of the period",
-                hint=_RETENTION,
-            )
-        begin = start if self._continues("contributions", partition) or first is None else first
-        self._parts.append(writer.close(begin, stop))
+        """Write as many contributions as there are rows of lineage, from the first one with the same event id.
 
-    def _scores(self, partition: int, span: _Span) -> None:
-        """Write as many scores as there are contributions, from the first one with the same event id."""
-        source = SourcePartition(self._topics.scores, partition)
-        start, high = self._start("scores", partition), self._reader.bounds(source.topic)[source][1]
-        if not self._continues("scores", partition):
-            start = self._first_score(source, start, high, span.event_ids)
-        writer, stop, left = self._writer("scores", partition), start, span.rows
+        After a reset of the consumer group, several have the same source offset.
+        """
+        source = SourcePartition(self._topics.contributions, partition)
+        self._rows_of_period("contributions", source, span)
+
+    def _rows_of_period(self, topic: str, source: SourcePartition, span: _Span) -> None:
+        """Write the `span.rows` records of a topic that has one for each row of lineage, in the same order."""
+        start, high = self._start(topic, source.partition), self._reader.bounds(source.topic)[source][1]
+        decode = msgspec.json.Decoder(_Contributed if topic == "contributions" else _Decided).decode
+        if not self._continues(topic, source.partition) and span.rows:
+            start = self._first_of(source, start, high, span.event_ids, decode)
+        writer, stop, left = self._writer(topic, source.partition), start, span.rows
         for chunk in self._read(source, start, high):
             part = chunk.take(np.arange(min(left, len(chunk))))
             if len(part):
+                self._decode(part, decode)
                 left, stop = left - len(part), int(part.offset[-1]) + 1
                 writer.add(_own_headers(part, ()))
             if not left:
                 break
         if left:
             raise UsageError(
-                f"{source.topic}[{partition}] lacks {left:,} of {span.rows:,} scores of the period", hint=_RETENTION
+                f"{source.topic}[{source.partition}] lacks {left:,} of {span.rows:,} {topic} of the period",
+                hint=_RETENTION,
             )
         self._parts.append(writer.close(start, stop))
 
-    def _first_score(self, source: SourcePartition, start: int, high: int, event_ids: list[str]) -> int:
-        """The offset of the first of the scores that have `event_ids` in a row."""
-        decode = msgspec.json.Decoder(_Decided).decode
+    def _scores(self, partition: int, span: _Span) -> None:
+        """Write as many scores as there are rows of lineage, from the first one with the same event id."""
+        self._rows_of_period("scores", SourcePartition(self._topics.scores, partition), span)
+
+    def _first_of(
+        self, source: SourcePartition, start: int, high: int, event_ids: list[str], decode: Callable[[bytes], _Decided]
+    ) -> int:
+        """The offset of the first of the records that have `event_ids` in a row."""
         seen: deque[tuple[str, int]] = deque(maxlen=len(event_ids))
         for chunk in self._reader.read(source, start, high):
             for each, offset in zip(self._decode(chunk, decode), chunk.offset.tolist(), strict=True):
@@ -310,7 +304,7 @@ class _Export:
                 if seen[0][0] == event_ids[0] and [event_id for event_id, _ in seen] == event_ids:
                     return seen[0][1]
         raise UsageError(
-            f"{source.topic}[{source.partition}] does not have the first scores of the period", hint=_RETENTION
+            f"{source.topic}[{source.partition}] does not have the first records of the period", hint=_RETENTION
         )
 
     def _dead_letters(self, partition: int, span: _Span) -> None:
@@ -371,7 +365,7 @@ class _Export:
             for chunk in self._read(source, span.first, stop):
                 writer.add(self._user_data(chunk, ()))
             self._parts.append(writer.close(span.first, stop))
-        return InputRange(source.topic, partition, span.first, span.next, listed)
+        return InputRange(source.topic, partition, span.first, span.next, listed, span.restarted)
 
     def _log(self, topic: str) -> None:
         """Write a topic of one partition from its beginning; `control` at least up to the last command that decided."""

@@ -11,7 +11,7 @@ from stream_scorer.audit.archive import MODELS, Archive
 from stream_scorer.audit.files import file_digest
 from stream_scorer.audit.findings import Findings
 from stream_scorer.audit.parts import PartReader
-from stream_scorer.audit.seal import SEAL_FILE, ArchivedVersion, Block, Chain, Part, read_seal, record_digests
+from stream_scorer.audit.seal import SEAL_FILE, ArchivedVersion, Block, Chain, Part, Seal, read_seal, record_digests
 from stream_scorer.audit.signature import SIGNATURE_FILE
 from stream_scorer.ensemble.manifest import manifest_digest, read_manifest, read_members
 from stream_scorer.errors import ArtifactError, UsageError
@@ -201,12 +201,17 @@ def check_previous(archive: Archive, folder: Path, findings: Findings) -> None:
             name = f"{ended_input.topic}[{ended_input.partition}]"
             findings.add("previous", f"{name} has no decisions, but the previous archive has them up to source offset "
                          f"{ended_input.next}")  # fmt: skip
+    _check_starts(seal, before, findings)
+    _check_prefix(archive, previous, findings)
+
+
+def _check_starts(seal: Seal, before: Seal, findings: Findings) -> None:
+    """Check that inputs go on where those of the previous archive end, or begin again as the seal states."""
     next_offset = {(each.topic, each.partition): each.next for each in before.inputs}
     for each in seal.inputs:
-        if each.first != next_offset.get((each.topic, each.partition), each.first):
+        if not each.restarted and each.first != next_offset.get((each.topic, each.partition), each.first):
             findings.add("previous", f"{each.topic}[{each.partition}] begins at source offset {each.first}, but the "
                          f"previous archive ends at {next_offset[each.topic, each.partition]}")  # fmt: skip
-    _check_prefix(archive, previous, findings)
 
 
 def _check_prefix(archive: Archive, previous: Archive, findings: Findings) -> None:

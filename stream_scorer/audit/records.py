@@ -247,6 +247,11 @@ class _Inputs:
         self._archive, self._inputs, self._findings = archive, inputs, findings
         self._topic = inputs.topic
         source = SourcePartition(inputs.topic, inputs.partition)
+        if inputs.restarted:
+            findings.note(
+                f"{inputs.topic}[{inputs.partition}] begins again at offset {inputs.first}, below the end of the "
+                "previous archive: Kafka had lost records of it, or the consumer group was reset"
+            )
         if not inputs.listed:
             findings.note(
                 f"{inputs.topic}[{inputs.partition}]: whether all inputs were scored is not checked, because the topic "

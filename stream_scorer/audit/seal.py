@@ -77,6 +77,9 @@ class InputRange(Record, frozen=True):
 
     The part of the inputs goes on after `next` with those that arrived in the period and were not decided in it.
 
+    `restarted`: it begins below the end of the previous archive, because Kafka lost records of the input or the
+    consumer group was reset.
+
     `listed`: whether the archive has the offsets of the input records, so that it can be checked that none is missing.
     """
 
@@ -85,6 +88,7 @@ class InputRange(Record, frozen=True):
     first: int
     next: int
     listed: bool
+    restarted: bool = False
 
 
 class SealedFile(Record, frozen=True):

@@ -597,3 +597,42 @@ def test_an_archive_of_a_newer_release_is_named_so(whole: Path, tmp_path: Path) 
     with pytest.raises(UsageError, match="has format 2") as raised:
         Archive(tmp_path / "a")
     assert "newer release" in raised.value.hint
+
+
+def test_archives_go_on_after_input_offsets_began_again(world: World, tmp_path: Path) -> None:
+    """As after Kafka lost the last 50 inputs of the first archive, and a new group read on from there."""
+    topics, names, middle = copy.deepcopy(world.topics), Topics(), START_MS + 4 * BATCH_MS
+    for name in (names.lineage, names.contributions, names.dead_letters, names.transactions):
+        records = topics.records[SourcePartition(name, 0)]
+        for place, (offset, timestamp, key, value, headers) in enumerate(records):
+            if name == names.transactions:
+                records[place] = offset - 50, timestamp, key, value, headers
+            elif timestamp >= middle:
+                records[place] = offset, timestamp, key, *fifty_lower(name, value or b"", headers)
+    again = World(topics, world.folders)
+    first, second = tmp_path / "first", tmp_path / "second"
+    export(world, first, until=middle)
+    with pytest.raises(UsageError, match="was scored again") as raised:
+        export(again, tmp_path / "both")
+    assert "--after" in raised.value.hint
+    seal = export(again, second, previous=Archive(first))
+    assert (seal.inputs[0].first, seal.inputs[0].restarted) == (150, True)
+    report = verify(second, previous=first)
+    assert (report.by_kind, report.recomputed) == ({}, 4 * 49)
+    assert ["begins again at offset 150" in note for note in report.notes] == [True]
+
+
+def fifty_lower(topic: str, value: bytes, headers: Any) -> tuple[bytes, Any]:
+    """A record of a transaction whose offset is 50 lower."""
+    if topic == Topics().contributions:
+        found = msgspec.json.decode(value)
+        found["source"]["offset"] -= 50
+        return msgspec.json.encode(found), headers
+    if topic == Topics().lineage:
+
+        def change(table: pa.Table) -> pa.Table:
+            lower = pa.array([offset - 50 for offset in table["offset"].to_pylist()], pa.int64())
+            return table.set_column(1, table.schema.field("offset"), lower)
+
+        value = with_table(value, change)
+    return value, [(name, b"%d" % (int(text) - 50) if "offset" in name else text) for name, text in headers]
