@@ -31,6 +31,7 @@ HOSTILE = {
     "training": 'tr"aining',
     "rules": "/tmp/`id`.yaml",
     "start": "2025-01-01",
+    "jobs": "2",
     "name": "cards",
     "reason": "$(touch pwned) & 'quoted' \"twice\" \\ {work}",
 }

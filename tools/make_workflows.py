@@ -55,6 +55,10 @@ def make_argo(steps: ModuleType) -> dict[str, Any]:
                 "args": step.words(values),
                 "envFrom": [{"configMapRef": {"name": ROLE, "optional": True}}],
                 "env": [{"name": name, "value": path} for name, path in steps.ADDRESS_FILES.items()],
+                "resources": {
+                    "requests": {"cpu": step.cpu, "memory": step.memory},
+                    "limits": {"cpu": step.cpu, "memory": step.memory},
+                },
                 "volumeMounts": [
                     {"name": "data", "mountPath": MOUNT},
                     {"name": "secrets", "mountPath": steps.SECRETS, "readOnly": True},

@@ -68,6 +68,8 @@ def make_pipeline() -> Any:
             task.after(*(tasks[name] for name in step.after))
             if step.retries:
                 task.set_retry(step.retries)
+            task.set_cpu_request(step.cpu).set_cpu_limit(step.cpu)
+            task.set_memory_request(step.memory).set_memory_limit(step.memory)
             kubernetes.mount_pvc(task, CLAIM, MOUNT)
             kubernetes.use_secret_as_volume(task, ROLE, SECRETS)
             for variable, path in ADDRESS_FILES.items():

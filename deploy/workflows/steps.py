@@ -54,6 +54,7 @@ PARAMETERS = {
     "training": Parameter("default", "training spec, which may have grids"),
     "rules": Parameter("/data/gate.yaml", "rules of the gate"),
     "start": Parameter("2025-01-01", "time (UTC) at which the rows of training end, and those to evaluate on begin"),
+    "jobs": Parameter("0", "fits at a time; 0: as many as the cores and the memory of the step allow"),
     "name": Parameter("cards", "registered name of the ensemble; NAME@champion must exist"),
     "reason": Parameter("scheduled training", "reason that the registry and the topic control keep"),
 }
@@ -78,6 +79,7 @@ class Step:
         name: in every orchestrator.
         command: the words after `stream-scorer`, with parameters and artifacts in braces.
         inputs, outputs: artifacts and states; what another step makes must be complete before this one starts.
+        cpu, memory: what the step gets on Kubernetes, as requests and limits; `jobs` follows them.
         retries: how often an orchestrator may repeat the step after a failure. 0 where a failure is a verdict.
     """
 
@@ -85,6 +87,8 @@ class Step:
     command: tuple[str, ...]
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    cpu: str = "1"
+    memory: str = "4Gi"
     retries: int = 1
 
     @property
@@ -114,6 +118,8 @@ _HISTORY = ("--spec", "{spec}", "--transactions", "{transactions}", "--labels", 
 # Transactions from `start` on are for the evaluation and the gate, so that their labels have time to become complete.
 _ROWS = (*_HISTORY, "--until", "{start}")
 _CHAMPION = "{name}@champion"
+# For steps that fit members; a fit needs up to three times the memory of the feature matrix (docs/training.md).
+_FITS_CPU, _FITS_MEMORY = "2", "8Gi"
 
 STEPS = (
     Step(
@@ -123,14 +129,19 @@ STEPS = (
     ),
     Step(
         "cv",
-        ("cv", *_ROWS, "--training", "{training}", "--select", "{selected}"),
+        ("cv", *_ROWS, "--training", "{training}", "--jobs", "{jobs}", "--select", "{selected}"),
         outputs=("selected",),
+        cpu=_FITS_CPU,
+        memory=_FITS_MEMORY,
     ),
     Step(
         "train",
-        ("train", *_ROWS, "--training", "{selected}", "--name", "{name}", "--out", "{ensemble}", "--keep"),
+        ("train", *_ROWS, "--training", "{selected}", "--jobs", "{jobs}", "--name", "{name}",
+         "--out", "{ensemble}", "--keep"),
         inputs=("selected",),
         outputs=("ensemble",),
+        cpu=_FITS_CPU,
+        memory=_FITS_MEMORY,
     ),
     Step(
         "evaluate",

@@ -38,7 +38,12 @@ _SHOWN = 5
     required=True,
     help="Training spec (docs/training.md), or `default`.",
 )
-@click.option("--jobs", type=click.IntRange(1), help="Fits at a time.  [default: the available cores]")
+@click.option(
+    "--jobs",
+    type=click.IntRange(0),
+    default=0,
+    help="Fits at a time.  [default: 0, as many as cores and memory allow]",
+)
 @click.option(
     "--select", type=click.Path(path_type=Path, dir_okay=False), help="Write the training spec of the best candidates."
 )
@@ -58,7 +63,7 @@ def cv(
     from_topics: bool,
     period: Period,
     training: Path,
-    jobs: int | None,
+    jobs: int,
     select: Path | None,
     open_holdout: bool,
     reason: str,
@@ -72,7 +77,7 @@ def cv(
     from stream_scorer.train.defaults import find_training
     from stream_scorer.train.from_spec import Options
     from stream_scorer.train.holdout import RECORD_NAME
-    from stream_scorer.train.parallel import available_cores
+    from stream_scorer.train.parallel import default_jobs
     from stream_scorer.train.search import cross_validate, evaluate_holdout
 
     if open_holdout and select:
@@ -84,7 +89,7 @@ def cv(
     checked = find_training(training, spec)
     with Progress("cross-validation", None, SystemClock()) as progress:
         data = read_history(settings, spec, transactions, labels, from_topics, progress, period)
-        options = Options(jobs or available_cores(), progress.stage)
+        options = Options(jobs or default_jobs(data.features.nbytes), progress.stage)
         if open_holdout:
             record = holdout_record or training.parent / RECORD_NAME
             opening = _Recorder(record, spec.spec.name, checked, reason)

@@ -73,7 +73,12 @@ if TYPE_CHECKING:
     help="Training spec (docs/training.md), or `default`. It replaces the options of seed, "
     "calibrator, combiner, link and rates.",
 )
-@click.option("--jobs", type=click.IntRange(1), help="Fits at a time, with --training.  [default: the available cores]")
+@click.option(
+    "--jobs",
+    type=click.IntRange(0),
+    default=0,
+    help="Fits at a time, with --training.  [default: 0, as many as cores and memory allow]",
+)
 @click.option(
     "--keep",
     is_flag=True,
@@ -103,7 +108,7 @@ def train(
     combiner: Any,
     link: Any,
     training: Path | None,
-    jobs: int | None,
+    jobs: int,
     keep: bool,
     save_set: Path | None,
     register_as: str | None,
@@ -155,10 +160,10 @@ def train(
         click.echo(f"registered as {register_as}:{version}" + (f" ({register_as}@{alias})" if alias else ""))
 
 
-def _check_training_options(training: Path | None, jobs: int | None, keep: bool) -> None:
+def _check_training_options(training: Path | None, jobs: int, keep: bool) -> None:
     """Refuse options that a training spec replaces, or that need one."""
     if training is None:
-        if jobs is not None:
+        if jobs:
             raise click.UsageError("--jobs needs --training.")
         if keep:
             raise click.UsageError("--keep needs --training.")
@@ -218,13 +223,13 @@ def _train(
     spec: CheckedSpec,
     out: Path,
     how: Recipe | CheckedTraining,
-    jobs: int | None,
+    jobs: int,
     progress: Progress,
     *,
     keep: bool,
 ) -> Manifest:
     from stream_scorer.train.from_spec import Options, find_equal, train_from_spec
-    from stream_scorer.train.parallel import available_cores
+    from stream_scorer.train.parallel import default_jobs
     from stream_scorer.train.train import train_ensemble
 
     clock = build_clock(os.environ)
@@ -232,7 +237,7 @@ def _train(
         if keep and (kept := find_equal(data, spec, how, out)) is not None:
             progress.say(f"{out} has the ensemble of the same history and specs: kept")
             return kept
-        options = Options(jobs or available_cores(), progress.stage, clock)
+        options = Options(jobs or default_jobs(data.features.nbytes), progress.stage, clock)
         return train_from_spec(data, spec, how, out, options)
     return train_ensemble(data, spec, out, how, on_progress=progress.stage, clock=clock)
 

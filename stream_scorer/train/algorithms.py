@@ -137,8 +137,10 @@ def _inputs(member: MemberTraining, spec: CheckedSpec, path: str) -> list[str]:
     return matching_features(spec.features, member.features)
 
 
-def fit_member(recipe: MemberRecipe, features: Floats, label: Bools) -> FittedMember:
-    """Fit a member on ``(n, n_features)`` rows in order of time and their labels ``(n,)``.
+def fit_member(recipe: MemberRecipe, features: Floats, at: Ints, label: Bools) -> FittedMember:
+    """Fit a member on the rows `at` ``(k,)`` of ``(n, n_features)``, in order of time, and their labels ``(k,)``.
+
+    Copies only the rows and columns that it uses, because several members are fitted at a time.
 
     Raises:
         UsageError: the library refuses the hyperparameters, or the sample has one class only.
@@ -150,7 +152,7 @@ def fit_member(recipe: MemberRecipe, features: Floats, label: Bools) -> FittedMe
             f"{'frauds' if label[rows].any() else 'genuine'}",
             hint="Declare a larger share in sampling.genuine, or longer windows (folds.train).",
         )
-    raw = np.ascontiguousarray(features[np.ix_(rows, recipe.columns)])
+    raw = np.ascontiguousarray(features[np.ix_(at[rows], recipe.columns)])
     y = label[rows]
     dense = recipe.format == "dense-json"
     preprocess = standardise(raw) if dense else [Input()] * len(recipe.inputs)
@@ -172,14 +174,14 @@ def fit_member(recipe: MemberRecipe, features: Floats, label: Bools) -> FittedMe
 _LIBRARIES = ("lightgbm", "xgboost", "sklearn")
 
 
-def predict(recipe: MemberRecipe, fitted: FittedMember, features: Floats) -> Floats:
-    """Uncalibrated probabilities ``(n,)`` of a fitted member for ``(n, n_features)`` rows, as a scorer has them.
+def predict(recipe: MemberRecipe, fitted: FittedMember, features: Floats, at: Ints) -> Floats:
+    """Uncalibrated probabilities ``(k,)`` of a fitted member for the rows `at`, as a scorer has them.
 
     Raises:
         UsageError: see `require_probabilities`.
     """
     x = Preprocess(recipe.inputs, recipe.inputs, fitted.preprocess).apply(
-        np.ascontiguousarray(features[:, recipe.columns])
+        np.ascontiguousarray(features[np.ix_(at, recipe.columns)])
     )
     probability = load_member(recipe.format, fitted.data, len(recipe.inputs)).predict(x)
     return require_probabilities(recipe.member.name, probability)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stream_scorer.arrays import Floats
+from stream_scorer.arrays import Floats, Ints
 from stream_scorer.clock import Clock, SystemClock
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.manifest import Manifest
@@ -53,10 +53,10 @@ class Trained:
     out_of_fold: OutOfFold
     metrics: dict[str, dict[str, float]]
 
-    def predict(self, features: Floats) -> Floats:
-        """Uncalibrated probabilities ``(n, m)`` of the serving members for ``(n, n_features)`` rows."""
+    def predict(self, features: Floats, at: Ints) -> Floats:
+        """Uncalibrated probabilities ``(k, m)`` of the serving members for the rows `at` of ``(n, n_features)``."""
         pairs = zip(self.recipes, self.members, strict=True)
-        return np.column_stack([predict(recipe, fitted, features) for recipe, fitted in pairs])
+        return np.column_stack([predict(recipe, fitted, features, at) for recipe, fitted in pairs])
 
 
 def train_from_spec(
@@ -143,10 +143,9 @@ def fit_ensemble(
     since = end - duration_ms(folds.train) if training.spec.refit == "window" and folds.train else first
     rows = np.flatnonzero((data.event_time >= since) & (data.event_time < end))
     label = data.label[rows] if before is None else known_label(data, rows, end + delay, delay)
-    features = data.features[rows]
-    warn_without_values(data.names, features)
+    warn_without_values(data.names, data.features[rows])
     members = run_parallel(
-        lambda recipe: fit_member(recipe, features, label),
+        lambda recipe: fit_member(recipe, data.features, rows, label),
         recipes,
         options.jobs,
         lambda done: options.progress("fitting members on all rows", done, len(recipes)),

@@ -46,8 +46,8 @@ def score_out_of_fold(
 
     def work(task: tuple[MemberRecipe, Fold]) -> Floats:
         recipe, fold = task
-        fitted = fit_member(recipe, data.features[fold.train], fold.label)
-        return predict(recipe, fitted, data.features[fold.test])
+        fitted = fit_member(recipe, data.features, fold.train, fold.label)
+        return predict(recipe, fitted, data.features, fold.test)
 
     parts = run_parallel(work, tasks, jobs, lambda done: progress("fitting members out of fold", done, len(tasks)))
     width = len(recipes)

@@ -9,17 +9,33 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import TypeVar
 
 from stream_scorer.train.dense import one_thread
+from stream_scorer.train.limits import cpu_limit, free_memory
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+# Memory of a fit in copies of the whole feature matrix: its rows, the preprocessed rows, and the copy of a library.
+_COPIES = 3
+# Share of the free memory that fits may use.
+_SHARE = 0.8
+_SYSTEM = Path("/")
 
-def available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+def available_cores(system: Path = _SYSTEM) -> int:
+    """The cores that this process may use, by its affinity and by the CPU limit of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = cpu_limit(system)
+    return cores if limit is None else max(min(cores, round(limit)), 1)
+
+
+def default_jobs(matrix_bytes: int, system: Path = _SYSTEM) -> int:
+    """How many fits on a feature matrix of so many bytes run at a time: as cores and free memory allow."""
+    cores, free = available_cores(system), free_memory(system)
+    return cores if free is None else max(min(cores, int(free * _SHARE) // max(_COPIES * matrix_bytes, 1)), 1)
 
 
 def run_parallel(

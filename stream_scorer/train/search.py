@@ -230,7 +230,7 @@ def _open(
         )
     record(holdout)
     options.progress("scoring the holdout", 0, 1)
-    raw = trained.predict(data.features[rows])
+    raw = trained.predict(data.features, rows)
     with one_thread():
         metrics = trained.stack.metrics(raw, data.label[rows])
         member_scores = trained.stack.member_scores(raw)

@@ -40,12 +40,15 @@ def test_every_step_reads_addresses_from_files_and_further_variables_only_if_the
     ours = {setting.variable for setting in CATALOGUE}
     for name in (*steps.ADDRESS_FILES, *steps.OPTIONAL_VARIABLES):
         assert {name, name.removesuffix("_FILE")} & ours or name.startswith("STREAM_SCORER_KAFKA_CLIENT_")
+    planned = {step.name: step for step in steps.STEPS}
     role, wanted = "stream-scorer-trainer", [{"name": n, "value": v} for n, v in steps.ADDRESS_FILES.items()]
 
     argo = yaml.safe_load((workflows.WORKFLOWS / "argo-workflow.yaml").read_text())["spec"]
     assert {v["secret"]["secretName"] for v in argo["volumes"] if "secret" in v} == {role}
     for template in argo["templates"][1:]:
-        container = template["container"]
+        container, step = template["container"], planned[template["name"]]
+        expected = {"cpu": step.cpu, "memory": step.memory}
+        assert container["resources"] == {"requests": expected, "limits": expected}
         assert container["env"] == wanted
         assert container["envFrom"] == [{"configMapRef": {"name": role, "optional": True}}]
         assert steps.SECRETS in {mount["mountPath"] for mount in container["volumeMounts"]}
@@ -55,6 +58,9 @@ def test_every_step_reads_addresses_from_files_and_further_variables_only_if_the
     assert executors.keys() == pipeline["deploymentSpec"]["executors"].keys()
     for name, executor in executors.items():
         assert pipeline["deploymentSpec"]["executors"][name]["container"]["env"] == wanted
+        resources = pipeline["deploymentSpec"]["executors"][name]["container"]["resources"]
+        step = planned[name.removeprefix("exec-")]
+        assert (resources["resourceCpuLimit"], resources["resourceMemoryLimit"]) == (step.cpu, step.memory)
         (secret,), (more,) = executor["secretAsVolume"], executor["configMapAsEnv"]
         assert (secret["secretName"], secret["mountPath"]) == (role, steps.SECRETS)
         assert (more["configMapName"], more["optional"]) == (role, True)
