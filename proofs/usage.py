@@ -65,7 +65,7 @@ def run(context: Context) -> Result:
         # A scorer starts without Redis and degrades; a command about features cannot.
         check = {k: good[k] for k in ("--bootstrap", "--spec")}
         check["--redis"] = f"redis://:secret@127.0.0.1:{closed}/0"
-        command = ["ensemble", "rollback", "cards", "--bootstrap", str(at.kafka)]
+        command = ["ensemble", "rollback", "cards", "--bootstrap", str(at.kafka), "--mlflow", ""]
         runs: list[tuple[str, list[str], int, list[str], Path]] = [
             *((name, ["run", *_flags(good | more)], code, words, ROOT) for name, (more, code, words) in cases.items()),
             ("Redis down", ["features", "check", *_flags(check)], 1, ["Redis", str(closed)], ROOT),

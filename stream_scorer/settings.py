@@ -601,7 +601,7 @@ class Settings:
 
     def refuse_mixed(self, *names: str) -> None:
         """Raise `SettingsError` if one of the addresses `names` would be that of a local stack, and others are not."""
-        for name in names or ADDRESSES:
+        for name in names:
             if name in self.refused:
                 raise self.refused[name]
 
@@ -751,8 +751,11 @@ def _mixed(explicit: Mapping[str, tuple[Any, str] | None], local: Mapping[str, s
     if not others:
         return {}
     given = " and ".join(f"{name} is set (from {source})" for name, source in others.items())
-    missing = ", ".join(f"{name} ({_BY_NAME[name].variable} or {_BY_NAME[name].flag})" for name in by_stack)
-    hint = f"Set {missing} as well. Without {' and '.join(others)}, all addresses are those of the local stack."
+    missing = " and ".join(f"{name} ({_BY_NAME[name].variable} or {_BY_NAME[name].flag})" for name in by_stack)
+    hint = (
+        f"Set {missing} as well; an empty mlflow.url means no registry. Without {' and '.join(others)}, all addresses "
+        "are those of the local stack."
+    )
     return {
         name: SettingsError(f"{name} would be that of the local stack in this directory, but {given}", hint=hint)
         for name in by_stack

@@ -68,7 +68,8 @@ def monitor(settings: Settings) -> None:
     from stream_scorer.spec import load_spec
     from stream_scorer.spec.model import duration_ms
 
-    settings.refuse_mixed()
+    of_folder = Path(settings["scorer.ensemble"]).is_dir()
+    settings.refuse_mixed("kafka.bootstrap", "redis.url", *(() if of_folder else ("mlflow.url",)))
     clock = SystemClock()
     references = EnsembleReferences(
         settings["mlflow.url"] or None,
@@ -77,7 +78,7 @@ def monitor(settings: Settings) -> None:
         # The registry supplies the profiles of later versions. Without a registry, only this one is available.
         initial=settings["scorer.ensemble"] if settings.source("scorer.ensemble") != "default" else "",
     )
-    if Path(settings["scorer.ensemble"]).is_dir():
+    if of_folder:
         references.load_initial()  # a folder needs no service, so a mistake in it ends the command
     metrics = Metrics((*MONITOR_METRICS, *WATCH_METRICS, *INCIDENT_METRICS, *WEBHOOK_METRICS))
     checked = load_spec(settings.require("scorer.spec"))

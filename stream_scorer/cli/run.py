@@ -43,7 +43,8 @@ def run(settings: Settings, passthrough: bool) -> None:
 
     SIGUSR1 prints all stack traces.
     """
-    settings.refuse_mixed()
+    if not passthrough:  # the registry only if the ensemble is not a folder: its look-up refuses
+        settings.refuse_mixed("kafka.bootstrap", "redis.url")
     leave_process_one()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # Imports and start take seconds, or as long as a broker is away. A SIGTERM during that time is an orderly stop too.

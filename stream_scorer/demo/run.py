@@ -199,7 +199,8 @@ class _Demo:
         return self._child(
             Child,
             "train",
-            ["train", "--spec", str(SPEC), "--mlflow", str(at.mlflow), "--seed", str(plan.seed), "--json",
+            ["train", "--spec", str(SPEC), "--bootstrap", str(at.kafka), "--mlflow", str(at.mlflow),
+             "--seed", str(plan.seed), "--json",
              "--transactions", str(folder / "transactions.parquet"), "--labels", str(folder / "labels.parquet"),
              "--out", str(folder / "ensemble"), "--register", ENSEMBLE, "--alias", ALIAS,
              "--review-rate", str(plan.review_rate), "--block-rate", str(plan.block_rate)],

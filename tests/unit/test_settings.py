@@ -14,7 +14,7 @@ from stream_scorer.cli.main import cli
 from stream_scorer.cli.options import with_settings
 from stream_scorer.ensemble.registry import resolve
 from stream_scorer.errors import SettingsError
-from stream_scorer.settings import CATALOGUE, SETTINGS_FILE, Setting, Settings, load_settings
+from stream_scorer.settings import ADDRESSES, CATALOGUE, SETTINGS_FILE, Setting, Settings, load_settings
 
 NAME = "kafka.bootstrap"
 VARIABLE = "STREAM_SCORER_KAFKA_BOOTSTRAP"
@@ -87,15 +87,15 @@ def test_addresses_of_the_stack_are_not_mixed_with_others(tmp_path: Path) -> Non
     assert "redis.url would be that of the local stack" in checks["redis"].message
     (tmp_path / SETTINGS_FILE).write_text('[redis]\nurl = "redis://other:1/0"\n')
     with pytest.raises(SettingsError, match=f"but redis.url is set .from {SETTINGS_FILE}"):
-        mixed(tmp_path).refuse_mixed()
+        mixed(tmp_path).refuse_mixed(*ADDRESSES)
 
 
 def test_an_address_of_the_stack_itself_and_an_empty_one_are_no_mixture(tmp_path: Path) -> None:
     settings = mixed(tmp_path, STREAM_SCORER_KAFKA_BOOTSTRAP="k:1", STREAM_SCORER_MLFLOW_URL="")
-    settings.refuse_mixed()
+    settings.refuse_mixed(*ADDRESSES)
     assert (settings.require("redis.url"), settings["mlflow.url"]) == (LOCAL["redis"], "")
     every = {"KAFKA_BOOTSTRAP": "p:1", "REDIS_URL": "redis://p:1/0", "MLFLOW_URL": "http://p:1"}
-    mixed(tmp_path, **{f"STREAM_SCORER_{name}": value for name, value in every.items()}).refuse_mixed()
+    mixed(tmp_path, **{f"STREAM_SCORER_{name}": value for name, value in every.items()}).refuse_mixed(*ADDRESSES)
 
 
 @pytest.mark.parametrize(
