@@ -38,7 +38,8 @@ class Folds(Node, frozen=True, omit_defaults=True):
     Source: the Fraud Detection Handbook, chapter 5. Without `test`, the test windows divide the last 40 % of the time
     range evenly. Without `train`, a fold trains on all rows before its delay. Without `delay`, it is the label horizon
     of the pipeline spec. With `exclude_compromised`, test rows of an entity with a fraud that was known at the
-    beginning of the day do not count, because its card would be blocked.
+    beginning of the day do not count in the figures of `cv` and of the holdout, because its card would be blocked.
+    Calibrators, weights, thresholds and the reference profile are fitted on all rows, as all are scored.
     """
 
     count: Annotated[int, Meta(ge=2, le=50)] = 4

@@ -43,13 +43,15 @@ class Fold:
     Attributes:
         window: the times.
         train: training rows. label: ``(len(train),) bool``, their labels as known at the beginning of the test window.
-        test: rows of the test window, without those that `Folds.exclude_compromised` leaves out.
+        test: rows of the test window.
+        counted: ``(len(test),) bool``, those that figures of `cv` count: `Folds.exclude_compromised` leaves some out.
     """
 
     window: Window
     train: Ints
     label: Bools
     test: Ints
+    counted: Bools
 
 
 def label_delay_ms(folds: Folds, spec: CheckedSpec) -> int:
@@ -95,17 +97,18 @@ def make_folds(windows: Sequence[Window], data: TrainingSet, folds: Folds, delay
     """The rows of each window.
 
     Raises:
-        UsageError: a training or test window has fewer than `MIN_POSITIVES` frauds or no genuine transaction, or
-            compromised entities are to be excluded and `data` has no entities.
+        UsageError: a training window, or what counts of a test window, has fewer than `MIN_POSITIVES` frauds or no
+            genuine transaction, or compromised entities are to be excluded and `data` has no entities.
     """
     out = []
     for number, window in enumerate(windows):
         train = np.flatnonzero((data.event_time >= window.train_start) & (data.event_time < window.train_end))
         label = known_label(data, train, window.test_start, delay)
         test = np.flatnonzero((data.event_time >= window.test_start) & (data.event_time < window.test_end))
+        counted = np.ones(len(test), np.bool_)
         if folds.exclude_compromised:
-            test = test[~compromised(data, test, window.train_start, delay)]
-        for part, labels in (("training", label), ("test", data.label[test])):
+            counted = ~compromised(data, test, window.train_start, delay)
+        for part, labels in (("training", label), ("test", data.label[test[counted]])):
             positives = int(labels.sum())
             if positives < MIN_POSITIVES or positives == len(labels):
                 raise UsageError(
@@ -113,7 +116,7 @@ def make_folds(windows: Sequence[Window], data: TrainingSet, folds: Folds, delay
                     f"{MIN_POSITIVES} frauds and one genuine transaction are needed",
                     hint="Declare longer windows (folds.train, folds.test), or fewer folds.",
                 )
-        out.append(Fold(window, train, label, test))
+        out.append(Fold(window, train, label, test, counted))
     return out
 
 

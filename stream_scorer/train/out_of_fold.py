@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,12 +20,14 @@ class OutOfFold:
 
     Attributes:
         rows: ``(n,)`` row numbers of the training set. label: ``(n,) bool``.
+        counted: ``(n,) bool``, the rows that figures of `cv` count.
         fold: ``(n,)`` number of the fold of each row, from 0 for the oldest.
         raw: ``(n, m)`` uncalibrated probabilities.
     """
 
     rows: Ints
     label: Bools
+    counted: Bools
     fold: Ints
     raw: Floats
 
@@ -35,7 +37,7 @@ class OutOfFold:
 
     def take(self, members: Sequence[int]) -> OutOfFold:
         """The same rows with some of the members, in the given order."""
-        return OutOfFold(self.rows, self.label, self.fold, np.ascontiguousarray(self.raw[:, members]))
+        return replace(self, raw=np.ascontiguousarray(self.raw[:, members]))
 
 
 def score_out_of_fold(
@@ -55,6 +57,7 @@ def score_out_of_fold(
     return OutOfFold(
         rows,
         data.label[rows],
+        np.concatenate([fold.counted for fold in folds]),
         np.concatenate([np.full(len(fold.test), number) for number, fold in enumerate(folds)]),
         np.concatenate([np.column_stack(parts[n * width : (n + 1) * width]) for n in range(len(folds))]),
     )

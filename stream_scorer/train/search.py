@@ -43,7 +43,7 @@ class Quality(msgspec.Struct, frozen=True):
 
 
 class FoldReport(msgspec.Struct, frozen=True):
-    """A fold: the times of its windows in epoch ms, and its counts."""
+    """A fold: the times of its windows in epoch ms, and its counts; of the test window, what counts."""
 
     train_start: int
     train_end: int
@@ -265,7 +265,7 @@ def _ensemble(
     whole: list[Quality] = []
     alone: dict[str, list[Quality]] = {member.name: [] for member in selected.members}
     for number in range(1, int(oof.fold.max()) + 1):
-        before, here = oof.fold < number, oof.fold == number
+        before, here = oof.fold < number, (oof.fold == number) & oof.counted
         stack = fit_stack(oof.raw[before], oof.label[before], selected, spec)
         rows = oof.rows[here]
         whole.append(_quality(stack.score(stack.member_scores(oof.raw[here])), rows, data))
@@ -277,7 +277,7 @@ def _ensemble(
 def _by_fold(score: Floats, oof: OutOfFold, data: TrainingSet) -> list[Quality]:
     out = []
     for number in range(int(oof.fold.max()) + 1):
-        here = oof.fold == number
+        here = (oof.fold == number) & oof.counted
         out.append(_quality(score[here], oof.rows[here], data))
     return out
 
@@ -304,5 +304,6 @@ def _mean(figures: Sequence[Quality]) -> Quality:
 def _report(fold: Fold, data: TrainingSet) -> FoldReport:
     window = fold.window
     times = (window.train_start, window.train_end, window.test_start, window.test_end)
-    frauds = int(data.label[fold.test].sum())
-    return FoldReport(*times, len(fold.train), int(fold.label.sum()), len(fold.test), frauds)
+    counted = fold.test[fold.counted]
+    frauds = int(data.label[counted].sum())
+    return FoldReport(*times, len(fold.train), int(fold.label.sum()), len(counted), frauds)

@@ -117,6 +117,22 @@ def test_serving_members_learn_from_all_rows_and_the_rest_from_rows_that_members
     assert manifest.training.metrics["ensemble"]["calibration_error"] < 0.08
 
 
+def test_compromised_cards_do_not_count_in_cv_but_thresholds_are_of_all_transactions(data: TrainingSet) -> None:
+    text, options = TRAINING.replace("test: 5d", "test: 5d, exclude_compromised: true"), Options(2, clock=FixedClock())
+    data = replace(data, entity=np.random.default_rng(2).integers(0, 1_500, ROWS))
+    filtered, plain = (fit_ensemble(data, SPEC, parse_training(each), options) for each in (text, TRAINING))
+    assert filtered.stack.calibrators == plain.stack.calibrators
+    assert filtered.stack.weights.tolist() == plain.stack.weights.tolist()
+    assert filtered.stack.thresholds == plain.stack.thresholds
+    assert np.array_equal(filtered.out_of_fold.rows, plain.out_of_fold.rows)
+    assert filtered.metrics == plain.metrics
+    counted, whole = (cross_validate(data, SPEC, parse_training(each), options)[0] for each in (text, TRAINING))
+    for few, all_rows in zip(counted.folds, whole.folds, strict=True):
+        assert 0 < few.test_rows < 0.95 * all_rows.test_rows
+    assert counted.members[0].candidates[0].mean != whole.members[0].candidates[0].mean
+    assert counted.ensemble != whole.ensemble
+
+
 def test_nothing_learns_from_a_fraud_that_is_reported_after_the_holdout_begins(data: TrainingSet) -> None:
     late = data.label & (np.arange(ROWS) % 2 == 0)
     labelled_at = data.event_time + np.where(late, 100, 2) * DAY_MS
