@@ -5,7 +5,7 @@ the row about to be read; one that was read and is about to be added to; and a R
 The stages, the processor, the recovery and the rebuild are the real ones (`proofs/memory_run.py`). On a real Kafka and
 Redis under live traffic: a single row deleted, then one shard of four, then FLUSHALL, then FLUSHALL again in the middle
 of the rebuild, then a rebuild that somebody asks for, during which features stay; `features check` then holds Redis to
-the log.
+the log, and scoring must go on as promised (`proofs/throughout.py`).
 
 `N` is the number of losses in memory; on real parts 1,000 transactions for each, at most `HISTORY`, come before.
 """
@@ -22,6 +22,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 
+import numpy as np
+
 from proofs.kill_once import check_features
 from proofs.kit import (
     CARDS_SPEC,
@@ -37,6 +39,8 @@ from proofs.kit import (
     wait_until,
 )
 from proofs.memory_run import Parts, Verdict, World, lacks_features, make_parts, make_world, run_until_done, verify
+from proofs.throughout import SMALL as SMALL_PROMISE
+from proofs.throughout import Promise, check_throughout
 from stream_scorer.clock import SystemClock
 from stream_scorer.errors import StateUnavailable
 from stream_scorer.kafka.open_loop import OpenLoopProducer, Schedule
@@ -225,13 +229,14 @@ def _on_real_parts(context: Context, result: Result, history: int, rate: int) ->
         try:
             wait_drained(bootstrap, [scorer], timeout_s=120)
             live = _Live(bootstrap, keys[history:], values[history:], rate)
-            _lose(context, result, scorer, at, keys[history : history + 60 * rate])
+            spells = _lose(context, result, scorer, at, keys[history : history + 60 * rate])
             live.end()
             wait_drained(bootstrap, [scorer], timeout_s=60)
             result.check("SIGTERM ends the scorer with exit 0 in 10 s", scorer.stop(10) == 0)
         finally:
             scorer.close()
-        _check(context, result, at, history + live.sent, rate)
+        _check(context, result, at, history + live.sent)
+        _check_throughout(result, at, history, rate, spells)
 
 
 class _Live:
@@ -260,9 +265,15 @@ class _Live:
                 self.sent += len(self._keys[part])
 
 
-def _lose(context: Context, result: Result, scorer: Scorer, at: StackAddresses, soon: list[bytes]) -> None:
-    """One loss after the other; `soon` are the keys of the records that come within a minute."""
-    client = connect(str(at.redis))
+def _lose(
+    context: Context, result: Result, scorer: Scorer, at: StackAddresses, soon: list[bytes]
+) -> dict[str, tuple[int, int]]:
+    """One loss after the other, and the spells (epoch ms) from each loss to the end of its rebuild.
+
+    `soon` are the keys of the records that come within a minute.
+    """
+    client, clock = connect(str(at.redis)), SystemClock()
+    spells: dict[str, tuple[int, int]] = {}
 
     def rebuilt(times: int) -> bool:
         scorer.require_running()
@@ -272,16 +283,21 @@ def _lose(context: Context, result: Result, scorer: Scorer, at: StackAddresses, 
     # The customer of the most records to come: soon somebody reads the row.
     owner = Counter(soon).most_common(1)[0][0]
     (row,) = list(client.scan_iter(match=b"*:r:0:" + owner, count=10_000))
+    began = clock.now_ms()
     client.delete(row)
     context.say("one row deleted")
     wait_until("features are rebuilt after the loss of a row", lambda: rebuilt(1), MAX_LIVE_S / 3)
+    spells["a row is lost"] = began, clock.now_ms()
     time.sleep(2)
     shard = list(client.scan_iter(match="*/2.1}:*", count=10_000))
+    began = clock.now_ms()
     client.delete(*shard)
     context.say(f"one shard of four deleted, {len(shard)} keys")
     result.figures["keys_of_the_lost_shard"] = len(shard)
     wait_until("features are rebuilt after the loss of a shard", lambda: rebuilt(2), MAX_LIVE_S / 3)
+    spells["a shard is lost"] = began, clock.now_ms()
     time.sleep(2)
+    began = clock.now_ms()
     client.flushall()
     context.say("FLUSHALL")
     wait_until("the rebuild is under way", lambda: _rows(client) > 200, 60, 0.01)
@@ -290,14 +306,17 @@ def _lose(context: Context, result: Result, scorer: Scorer, at: StackAddresses, 
     context.say(f"FLUSHALL again, with {seen} rows rebuilt")
     result.figures["rows_when_flushed_again"] = seen
     wait_until("features are rebuilt after FLUSHALL", lambda: rebuilt(3), MAX_LIVE_S / 2)
+    spells["all rows are lost"] = began, clock.now_ms()
     time.sleep(1)
-    before = _epochs(client)
+    before, began = _epochs(client), clock.now_ms()
     done = _features(at, "rebuild")
     context.say(f"features rebuild: {done.stdout.strip()}")
     time.sleep(2)
     result.check(
         "features rebuild switches to new rows", done.returncode == 0 and not before & _epochs(client) and rebuilt(3)
     )
+    spells["a rebuild on request"] = began, clock.now_ms()
+    return spells
 
 
 def _epochs(client) -> set[bytes]:  # type: ignore[no-untyped-def]
@@ -314,7 +333,7 @@ def _rows(client) -> int:  # type: ignore[no-untyped-def]
     return int(client.dbsize())
 
 
-def _check(context: Context, result: Result, at: StackAddresses, published: int, rate: int) -> None:
+def _check(context: Context, result: Result, at: StackAddresses, published: int) -> None:
     bootstrap = str(at.kafka)
     scores = read_topic(bootstrap, Topics().scores).decode(Score)
     sources = Counter((c.source.partition, c.source.offset) for c in _contributions(bootstrap))
@@ -335,7 +354,6 @@ def _check(context: Context, result: Result, at: StackAddresses, published: int,
     result.figures["seconds_without_features"] = [
         round((spell[-1].scored_at - spell[0].scored_at) / 1_000, 1) for spell in spells
     ]
-    result.check("scoring went on without features, and said so", all(len(spell) > rate / 5 for spell in spells))
     log = (context.folder / "scorer.log").read_text()
     rates = [int(rate) for rate in re.findall(r"to go, (\d+)/s", log)]
     result.figures["rebuild_records_per_second"] = rates
@@ -345,6 +363,23 @@ def _check(context: Context, result: Result, at: StackAddresses, published: int,
     done = _features(at, "check")
     result.figures["features_check"] = done.stdout.strip().splitlines()[:1]
     result.check("features check exits 0", done.returncode == 0)
+
+
+def _check_throughout(
+    result: Result, at: StackAddresses, history: int, rate: int, spells: dict[str, tuple[int, int]]
+) -> None:
+    """Scoring goes on while traffic comes, with every loss; and scores of its spell say that they lack features."""
+    arrived = np.array(read_topic(str(at.kafka), Topics().transactions).timestamp[history:])
+    scores = read_topic(str(at.kafka), Topics().scores).decode(Score)[history:]
+    scored_at = np.array([s.scored_at for s in scores])
+    lacking = scored_at[[lacks_features(s) for s in scores]]
+    promise = Promise() if rate >= RATE else SMALL_PROMISE
+    for name, (began, ended) in (spells | {"throughout": (int(arrived[0]), int(arrived[-1]))}).items():
+        check_throughout(result, name, (arrived, scored_at), (began, ended), promise)
+        without = int(((lacking >= began) & (lacking <= ended)).sum())
+        result.figures[name]["without_features"] = without
+        if name.endswith("lost"):
+            result.check(f"{name}: scores go on without features, and say so", without > rate / 5)
 
 
 def _contributions(bootstrap: str) -> list[Contribution]:
