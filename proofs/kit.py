@@ -219,6 +219,11 @@ class Scorer:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code, or the negative number of the signal that ended it; None if it runs, or never ran."""
+        return self._process.poll() if self._process is not None else None
+
     def send(self, number: signal.Signals) -> None:
         """Send a signal."""
         assert self._process is not None

@@ -130,9 +130,7 @@ def add_scorer(world: World, action: Action) -> Iterator[None]:
     try:
         yield
     finally:
-        process.adjust(wanted=-1)
-        if not process.wanted:
-            (process.kill if action.parameters["how"] == "kill" else process.stop)()
+        process.leave(str(action.parameters["how"]))
 
 
 @kind("environment", targets=MORE_SCORERS, last=(8, 30), minutes=(-7, -3, 2, 9))
@@ -146,10 +144,8 @@ def clock_off(world: World, action: Action) -> Iterator[None]:
     try:
         yield
     finally:
-        process.adjust(wanted=-1)
         process.set_environment({CLOCK_SKEW_MS: "0"})
-        if not process.wanted:
-            process.stop()
+        process.leave("stop")
 
 
 # Broker

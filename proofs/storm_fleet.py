@@ -1,6 +1,7 @@
 """The processes of a storm: scorers and a monitor, each kept up unless an action holds it down.
 
-A supervisor starts a process again that has ended by itself, as a deployment would, and notes why it ended.
+A supervisor starts a process again that has ended by itself, as a deployment would, and notes why it ended. All are
+started by one thread: the kernel kills a child when the thread that started it ends (`stack/parent_death.py`).
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from proofs.kit import Scorer
+from proofs.storm_logs import end_is_expected
 
 _POLL_S = 0.25
 # Pause before a process that ended by itself starts again.
 _RESTART_S = 1.0
 STOP_S = 20.0
 _DUMP_S = 1.0
+_TAIL = 12
 
 
 class Managed:
@@ -34,9 +38,11 @@ class Managed:
         self._wanted = int(wanted)
         self._holds = 0
         self._ended_at = 0.0
-        # How often it ended by itself, by the last line of its log.
+        # How often it ended by itself, by exit code and the last line of its log; and ends that no fault explains.
         self.ended: Counter[str] = Counter()
+        self.unexpected: list[str] = []
         self.starts = 0
+        self.run_in_starter: Callable[[Callable[[], None]], None] = lambda start: start()
 
     @property
     def process(self) -> Scorer:
@@ -59,6 +65,13 @@ class Managed:
             self._wanted += wanted
             self._holds += holds
             self._start_if_due()
+
+    def leave(self, how: str) -> None:
+        """One less wants it to run; the last one ends it, by "kill" or "stop"."""
+        with self._lock:
+            self.adjust(wanted=-1)
+            if not self.wanted:
+                (self.kill if how == "kill" else self.stop)()
 
     def kill(self) -> bool:
         """`kill -9`; whether it ran."""
@@ -122,7 +135,7 @@ class Managed:
                 return
             if not self._ended_at:
                 self._ended_at = time.monotonic()
-                self.ended[self._last_line()] += 1
+                self._note_end()
             if time.monotonic() - self._ended_at >= _RESTART_S:
                 self._start_if_due()
 
@@ -133,15 +146,17 @@ class Managed:
 
     def _start_if_due(self) -> None:
         if self._wanted > 0 and self._holds <= 0 and not self.running:
-            self._process.start()
+            self.run_in_starter(self._process.start)
             self.starts += 1
 
-    def _last_line(self) -> str:
+    def _note_end(self) -> None:
+        code, tail = self._process.exit_code, list[str]()
         with suppress(OSError):
-            lines = self._process.log.read_text(errors="replace").splitlines()
-            # Without the time at the beginning, and without numbers that differ from run to run.
-            return lines[-1][-160:] if lines else ""
-        return ""
+            tail = self._process.log.read_text(errors="replace").splitlines()[-_TAIL:]
+        end = f"exit {code}: {tail[-1][-160:] if tail else ''}"
+        self.ended[end] += 1
+        if not end_is_expected(code, tail):
+            self.unexpected.append(f"{self.name} ended by itself, {end}")
 
 
 class Fleet:
@@ -149,6 +164,9 @@ class Fleet:
 
     def __init__(self, processes: list[Managed]) -> None:
         self.by_name = {process.name: process for process in processes}
+        self._starter = ThreadPoolExecutor(1, "starter")
+        for process in processes:
+            process.run_in_starter = lambda start: self._starter.submit(start).result()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
 
@@ -183,6 +201,7 @@ class Fleet:
             self._thread.join(5)
         for process in self.by_name.values():
             process.kill()
+        self._starter.shutdown()
 
     def _supervise(self) -> None:
         while not self._stop.wait(_POLL_S):

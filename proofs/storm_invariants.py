@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,7 +43,8 @@ from stream_scorer.records import (
 )
 from stream_scorer.spec.model import duration_ms
 
-# Scores per second of the schedule whose features are recomputed in plain Python, about 2 ms each.
+# Scores per second of the schedule whose features are recomputed in plain Python, about 2 ms each; at most a sixth of
+# them are of the rounds after the faults.
 COMPARED_PER_S = 40
 _EXAMPLES = 3
 _COMMAND_S = 300
@@ -194,17 +195,21 @@ def _compare(found: Findings, name: str, outputs: Counter[Any], wanted: set[Any]
         found.require(not places, f"outputs: {len(places)} {name} {what}, such as {sorted(places)[:_EXAMPLES]}")
 
 
-def check_features(found: Findings, world: World, published: Published, last_round: str) -> None:
+def check_features(found: Findings, world: World, published: Published, first_round: str, last_round: str) -> None:
     """Features of scores that are not degraded equal a recomputation from the log up to their applied offsets.
 
-    Scores with an id that begins with `last_round` were made when everything was healed, and must have features.
+    Scores with ids that begin with `first_round` or `last_round` were made when everything was healed; those of the
+    last round must have features. All others count as those in faults.
     """
     events, labels = _log(world, published)
     by_place = {(e.source.partition, e.offset): e for e in events}
     names = [f.name for f in world.parts.checked.view_features]
     whole: list[tuple[Score, LineageRow]] = []
+    healed: list[tuple[Score, LineageRow]] = []
     for score, row in zip(published.scores, published.lineage, strict=True):
         missing = sum(status == MISSING for status in row.feature_status[: len(names)])
+        in_faults = not score.event_id.startswith((first_round, last_round))
+        found.counts["scores_in_faults"] += in_faults
         if _lacks_features(score):
             found.counts["degraded"] += 1
             found.require(missing == len(names), f"features: {score.event_id} says {score.degraded} and has features")
@@ -215,8 +220,15 @@ def check_features(found: Findings, world: World, published: Published, last_rou
         event = by_place[row.source.partition, row.source.offset]
         right = score.duplicate == event.duplicate
         found.require(right, f"features: {score.event_id} at {row.source} has duplicate={score.duplicate}")
-        whole.append((score, row))
-    _compare_features(found, world, (events, labels), by_place, _batches(published), whole)
+        (whole if in_faults else healed).append((score, row))
+    found.counts["with_features_in_faults"] += len(whole)
+    most, rng = int(COMPARED_PER_S * world.seconds), random.Random(0)
+    healed = rng.sample(healed, min(most // 6, len(healed)))
+    whole = rng.sample(whole, min(most - len(healed), len(whole)))
+    compare = _Comparison(found, world, (events, labels), by_place, _batches(published))
+    found.counts["scores_compared"] += len(whole) + len(healed)
+    found.counts["feature_values_compared"] += compare.scores(whole)
+    found.counts["feature_values_compared_after_faults"] += compare.scores(healed)
 
 
 def _lacks_features(score: Score) -> bool:
@@ -258,31 +270,51 @@ def _batches(published: Published) -> dict[tuple[int, int], list[LineageRow]]:
     return out
 
 
-def _compare_features(
-    found: Findings,
-    world: World,
-    log: tuple[list[Event], list[LabelChange]],
-    by_place: dict[tuple[int, int], Event],
-    batches: dict[tuple[int, int], list[LineageRow]],
-    whole: list[tuple[Score, LineageRow]],
-) -> None:
-    checked = world.parts.checked
-    names = [f.name for f in checked.view_features]
-    mine: dict[str, dict[str, list[Event]]] = {name: defaultdict(list) for name in checked.spec.entities}
-    told: dict[str, dict[str, list[LabelChange]]] = {name: defaultdict(list) for name in checked.spec.entities}
-    for name in checked.spec.entities:
-        for event in log[0]:
-            mine[name][str(event.entity[name])].append(event)
-        for label in log[1]:
-            told[name][str(label.entity[name])].append(label)
-    chosen = random.Random(0).sample(whole, min(int(COMPARED_PER_S * world.seconds), len(whole)))
-    different = Counter[str]()
-    for _, row in chosen:
-        batch = batches.get((row.source.partition, row.source.offset))
-        if batch is None:
-            found.counts["scores_of_unclear_batches"] += 1
-            continue
-        event = by_place[row.source.partition, row.source.offset]
+class _Comparison:
+    """Compares features with the log."""
+
+    def __init__(
+        self,
+        found: Findings,
+        world: World,
+        log: tuple[list[Event], list[LabelChange]],
+        by_place: dict[tuple[int, int], Event],
+        batches: dict[tuple[int, int], list[LineageRow]],
+    ) -> None:
+        self._found, self._world, self._by_place, self._batches = found, world, by_place, batches
+        entities = world.parts.checked.spec.entities
+        self._mine: dict[str, dict[str, list[Event]]] = {name: defaultdict(list) for name in entities}
+        self._told: dict[str, dict[str, list[LabelChange]]] = {name: defaultdict(list) for name in entities}
+        for name in entities:
+            for event in log[0]:
+                self._mine[name][str(event.entity[name])].append(event)
+            for label in log[1]:
+                self._told[name][str(label.entity[name])].append(label)
+
+    def scores(self, chosen: Sequence[tuple[Score, LineageRow]]) -> int:
+        """Note where features of `chosen` differ; returns the number of values that were compared."""
+        found, names = self._found, [f.name for f in self._world.parts.checked.view_features]
+        compared, different = 0, Counter[str]()
+        for _, row in chosen:
+            batch = self._batches.get((row.source.partition, row.source.offset))
+            if batch is None:
+                found.counts["scores_of_unclear_batches"] += 1
+                continue
+            event = self._by_place[row.source.partition, row.source.offset]
+            compared += len(names)
+            for name, right, served in zip(names, self._wanted(event, row, batch), row.features, strict=False):
+                if not same_value(name, right, served):
+                    different[name] += 1
+                    if len(different) <= _EXAMPLES and different[name] == 1:
+                        found.violations.append(
+                            f"features: {name} of {event.event_id} at {row.source}: {served}, by the log {right}"
+                        )
+        total = different.total()
+        found.require(not total, f"features: {total} values differ from the log: {dict(different.most_common(8))}")
+        return compared
+
+    def _wanted(self, event: Event, row: LineageRow, batch: list[LineageRow]) -> list[float | None]:
+        world = self._world
         applied: dict[SourcePartition, int] = defaultdict(int)
         applied |= {SourcePartition(a.topic, a.partition): a.next_offset for a in row.applied_offsets}
         by_entity = {
@@ -290,17 +322,7 @@ def _compare_features(
             for name, owner in event.entity.items()
         }
         earlier = {(r.source.partition, r.source.offset) for r in batch[: row.place]}
-        wanted = features_of(checked, event, by_entity, earlier, mine, told)
-        found.counts["feature_values_compared"] += len(names)
-        for name, right, served in zip(names, wanted, row.features, strict=False):
-            if not same_value(name, right, served):
-                different[name] += 1
-                if len(different) <= _EXAMPLES and different[name] == 1:
-                    found.violations.append(
-                        f"features: {name} of {event.event_id} at {row.source}: {served}, by the log {right}"
-                    )
-    total = different.total()
-    found.require(not total, f"features: {total} values differ from the log: {dict(different.most_common(8))}")
+        return features_of(world.parts.checked, event, by_entity, earlier, self._mine, self._told)
 
 
 def check_control(found: Findings, world: World, instance: str, settled: int) -> None:
@@ -318,6 +340,7 @@ def check_control(found: Findings, world: World, instance: str, settled: int) ->
         pages[books.offset] = msgspec.json.encode(_page(books))
     found.counts["commands"] = len(raw)
     found.counts["commands_that_count"] = sum(truth.values())
+    check_truth_told(found, world.operator.told)
     wrong = [t for t in world.operator.told if truth.get(t.offset) != t.counts]
     found.require(not wrong, f"control: authors were told something else than the log has: {wrong[:_EXAMPLES]}")
     states = read_topic(world.bootstrap, topics.serving_state).decode(ServingState)
