@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from proofs.kit import Result
 
-# Promised: a transaction is scored so long after its arrival, whatever fails.
+# Promised: a transaction is scored at most this long after its arrival, whatever fails.
 PROMISED_MS = 2_000
 # A scaled-down spell is short, and its machine busy with other tests.
 SMALL_PROMISED_MS, SMALL_SHARE = 4_000, 0.25
@@ -24,9 +24,9 @@ class Promise:
     """What must hold in a spell.
 
     Attributes:
-        within_ms: 99.9 % of the transactions have their score so long after they arrived, and no gap between two scores
+        within_ms: 99.9 % of the transactions have their score at most this long after they arrived, and no gap between two scores
             is longer.
-        share: of the number of transactions that arrive in a spell, so many are scored before it ends.
+        share: of the number of transactions that arrive in a spell, this part is scored before it ends.
     """
 
     within_ms: int = PROMISED_MS
