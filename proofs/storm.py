@@ -40,7 +40,7 @@ SEEDS, SECONDS, RATE = 12, 300, 150
 SHRINK_RUNS = 14
 # Of a full run of 12 seeds, which carries out every kind of action.
 ACTIONS_OF_ALL, OVERLAPPING_OF_ALL = 2_000, 300
-# A shorter run must have carried out half as many kinds as actions, or so many.
+# A shorter run must have carried out half as many kinds as actions, or this number.
 KINDS_OF_SHORT = 25
 # The share of the schedule that must have been carried out: an action that finds its target gone does not count.
 LEAST_CARRIED_OUT = 0.7

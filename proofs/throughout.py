@@ -24,8 +24,8 @@ class Promise:
     """What must hold in a spell.
 
     Attributes:
-        within_ms: 99.9 % of the transactions have their score at most this long after they arrived, and no gap between two scores
-            is longer.
+        within_ms: 99.9 % of the transactions have their score at most this long after they arrived, and no gap between
+            two scores is longer.
         share: of the number of transactions that arrive in a spell, this part is scored before it ends.
     """
 
