@@ -172,7 +172,7 @@ class World:
             ]
         )
         return Processor(
-            make_reader=lambda assigned, revoked: MemoryReader(
+            make_reader=lambda assigned, revoked, _stopping: MemoryReader(
                 broker, name, life, rng, idle, on_assigned=assigned, on_revoked=revoked
             ),
             producers=producers,
@@ -669,7 +669,7 @@ def run_until_done(world: World, name: str, rng: random.Random, life_of: Callabl
     for _ in itertools.count():
         life = life_of()
         try:
-            world.scorer(name, life, rng).run(world.stop)
+            world.scorer(name, life, rng).run(world.stop, beat=lambda: None)
             return
         except Crash:
             continue

@@ -113,14 +113,16 @@ class WindowsPart:
         store.open("1", {source_name(topic, p): 0 for topic in (summaries, outcomes) for p in range(PARTITIONS)})
         references = References(folder, clock)
         every = Partitions({p: source_name(summaries, p) for p in range(PARTITIONS)}, lambda _: {}, idle_s=1e9)
-        self._reporter = WindowReporter(store, rules, references, clock, metrics, name="one", partitions=every)
         budget = 4.0
         feed = TimedDrift(
-            store, checked, references, metrics, pane_ms=rules.pane_ms, false_alarms_per_year=budget
+            store, checked, references, metrics, pane_ms=rules.pane_ms, false_alarms_per_year=budget,
+            on_events=lambda _events: None,
         )  # fmt: skip
+        self._reporter = WindowReporter(
+            store, rules, references, clock, metrics, name="one", partitions=every, drift=feed
+        )
         self.cost, self.drift, self.figures = Cost(), Cost(), 0
         feed.cost = self.drift
-        self._reporter.detect_drift(feed)
         self._next: dict[tuple[str, int], int] = {}
 
     def count(self, outputs: Sequence[Output], outcomes: Sequence[Outcome], copies: int = 1) -> None:

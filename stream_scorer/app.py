@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -24,7 +23,6 @@ from stream_scorer.control.recovery import require_never_served
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts
 from stream_scorer.control.watch import Watch, WatchParts, WatchRules
-from stream_scorer.ensemble.attribution import Explainer
 from stream_scorer.ensemble.bulkhead import Bulkhead
 from stream_scorer.ensemble.cache_cleanup import CacheCleanup
 from stream_scorer.ensemble.ensemble import Ensemble
@@ -40,12 +38,11 @@ from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.incidents.service_levels import ServiceRules
 from stream_scorer.incidents.signals import SignalRules, Signals
 from stream_scorer.incidents.webhook import Webhook, check_url
-from stream_scorer.kafka.clients import find_refusal
 from stream_scorer.kafka.control_log import ControlLog, RecordWriter
 from stream_scorer.kafka.ends import TopicEnds
 from stream_scorer.kafka.follower import BacklogFollower
 from stream_scorer.kafka.range_reader import RangeReader
-from stream_scorer.kafka.reader import InputReader
+from stream_scorer.kafka.reader import GroupMember, InputReader
 from stream_scorer.kafka.topic_config import find_problems, loses_commands
 from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactions import TransactionPair
@@ -253,11 +250,9 @@ def load_version(settings: Settings, checked: CheckedSpec, name: str, version: S
     from stream_scorer.ensemble.registry import fetch
 
     folder = fetch(name, version.version, version.manifest_sha256, settings["mlflow.url"], cache_folder(settings))
-    ensemble = Ensemble.load(folder, version=version.version)
+    ensemble = Ensemble.load(folder, version=version.version, explain=settings["scorer.explain_alerts"] > 0)
     ensemble.check_name(name)
     ensemble.check_features(checked.features, checked.feature_hash)
-    if settings["scorer.explain_alerts"]:
-        ensemble.explainer = Explainer(folder, ensemble.manifest)
     if unused := unused_policy(checked.spec, ensemble.manifest):
         ensemble.notice = f"it decides by its manifest, not by the policy of the spec: {unused} (docs/policy.md)"
     return ensemble
@@ -522,15 +517,14 @@ def make_processor(
     committer = Committer(
         [Commit(metrics, SystemClock()), *after_commit, NoteCommitted(state.note_committed), Account(metrics)]
     )
-    processor = Processor(
-        make_reader=lambda assigned, revoked: InputReader(
+    return Processor(
+        make_reader=lambda assigned, revoked, stopping: InputReader(
             bootstrap,
-            group,
-            instance,
+            GroupMember(group, instance, static=True),
             [topics.transactions, topics.labels],
             on_assigned=assigned,
             on_revoked=revoked,
-            static_membership=True,
+            stopping=stopping,
             times_of=times,
         ),
         producers=producers,
@@ -541,8 +535,6 @@ def make_processor(
         pacing=Pacing(settings["scorer.batch"], settings["scorer.pace_ms"] / 1_000),
         metrics=metrics,
     )
-    processor.find_refusal = partial(find_refusal, bootstrap)
-    return processor
 
 
 def run_processor(
@@ -555,11 +547,11 @@ def run_processor(
     """
     metrics, health = m.Metrics(), Health(SystemClock())
     with _health(settings, metrics, health), make(settings, metrics, health) as processor:
-        processor.beat = health.watch("scoring", PROGRESS_LIMIT_S).beat
+        beat = health.watch("scoring", PROGRESS_LIMIT_S).beat
         health.require(lambda: _missing(processor))
         calm_garbage_collector()
         with stop_on_signal() as stop:
-            processor.run(stop)
+            processor.run(stop, beat=beat)
     _log.info("stopped")
 
 

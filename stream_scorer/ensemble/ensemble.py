@@ -83,16 +83,18 @@ class Ensemble:
     Attributes:
         manifest: the manifest it was loaded from; `digest` is the sha256 of its canonical bytes.
         version: its version in the registry.
-        explainer: attributes member outputs to inputs for alerts; None unless set after loading.
+        explainer: attributes member outputs to inputs for alerts; None unless `load` was asked for it.
         notice: what a scorer logs as a warning when this version begins to decide; empty unless set after loading.
         name, feature_names, member_names: as in the manifest. member_keys: see `manifest.member_key`.
     """
 
-    def __init__(self, manifest: Manifest, members: Sequence[Member], *, version: str) -> None:
+    def __init__(
+        self, manifest: Manifest, members: Sequence[Member], *, version: str, explainer: Explainer | None = None
+    ) -> None:
         """Create an ensemble from loaded members, without checks; use `load` for files."""
         self.manifest = manifest
         self.version = version
-        self.explainer: Explainer | None = None
+        self.explainer = explainer
         self.notice = ""
         self.name = manifest.name
         self.feature_names = list(manifest.features)
@@ -106,8 +108,8 @@ class Ensemble:
         ]
 
     @classmethod
-    def load(cls, directory: Path, *, version: str) -> Ensemble:
-        """Load the ensemble in `directory`, run its self-test and warm it up.
+    def load(cls, directory: Path, *, version: str, explain: bool = False) -> Ensemble:
+        """Load the ensemble in `directory`, run its self-test and warm it up; with `explain`, also its `explainer`.
 
         Raises:
             ArtifactError: a file is missing, altered or malformed, or the self-test fails.
@@ -121,7 +123,8 @@ class Ensemble:
                 raise ArtifactError(
                     f"{directory / spec.path}: member {spec.name!r}: {error.message}", code=error.code, hint=error.hint
                 ) from None
-        ensemble = cls(manifest, members, version=version)
+        explainer = Explainer(directory, manifest) if explain else None
+        ensemble = cls(manifest, members, version=version, explainer=explainer)
         ensemble.self_test()
         return ensemble
 

@@ -13,14 +13,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from stream_scorer.errors import LogTruncated, RecordsDeleted, Stopped, StreamScorerError
+from stream_scorer.errors import AccessDenied, LogTruncated, RecordsDeleted, Stopped, StreamScorerError
 from stream_scorer.kafka.backlog import Backlog, TimesOf
-from stream_scorer.kafka.clients import open_consumer
+from stream_scorer.kafka.clients import find_refusal, open_consumer
 from stream_scorer.kafka.config import SHORT_FETCH_WAIT, consumer_config
 from stream_scorer.kafka.errors import COORDINATOR_MOVES, NO_ANSWER, NO_LEADER, NO_OFFSET, as_domain_error, kafka_error
 from stream_scorer.kafka.messages import records_of
@@ -53,6 +54,15 @@ _PASSING = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """A member of a consumer group. A static one keeps its partitions while it restarts."""
+
+    group: str
+    instance: str
+    static: bool
+
+
 class InputReader:
     """Reads the input topics as a member of a consumer group, which it joins at the first `read`.
 
@@ -61,27 +71,23 @@ class InputReader:
             nothing is read before `seek_all`.
         on_revoked: called before partitions are given up, to finish or abort what is in flight. With `lost` it is too
             late to commit.
-        times_of: by topic, event times of its values: while more records wait than fit a batch, the oldest come first.
-
-    Attributes:
         stopping: whether to give up lookups that wait for the broker, by raising `Stopped`.
+        times_of: by topic, event times of its values: while more records wait than fit a batch, the oldest come first.
     """
 
     def __init__(
         self,
         bootstrap: str,
-        group: str,
-        instance: str,
+        member: GroupMember,
         topics: list[str],
         *,
         on_assigned: Callable[[list[SourcePartition]], dict[SourcePartition, int]],
         on_revoked: Callable[[bool], None],
-        static_membership: bool,
+        stopping: Callable[[], bool],
         times_of: Mapping[str, TimesOf],
     ) -> None:
-        self.stopping: Callable[[], bool] = lambda: False
         config = (
-            consumer_config(bootstrap, instance, group)
+            consumer_config(bootstrap, member.instance, member.group)
             | SHORT_FETCH_WAIT
             | {
                 "partition.assignment.strategy": "range",
@@ -92,14 +98,15 @@ class InputReader:
                 "fetch.message.max.bytes": 262_144,
             }
         )
-        if static_membership:
-            config["group.instance.id"] = instance
+        if member.static:
+            config["group.instance.id"] = member.instance
         self._bootstrap = bootstrap
-        self._instance = instance
+        self._instance = member.instance
         self._topics = topics
         self._config = config
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
+        self._stopping = stopping
         self._fatal: KafkaError | None = None
         self._replaced_at: list[float] = []
         self._owned: list[SourcePartition] = []
@@ -111,7 +118,7 @@ class InputReader:
         self._callback_error: BaseException | None = None
         self._subscriptions = 0
         self._consumer = open_consumer(self._config)
-        self._stalls = StallWatch(self._known_end, EndQuery(bootstrap, instance))
+        self._stalls = StallWatch(self._known_end, EndQuery(bootstrap, member.instance))
 
     @property
     def owned(self) -> list[SourcePartition]:
@@ -175,7 +182,7 @@ class InputReader:
 
     def _retry(self, error: KafkaError, doing: str, deadline: float) -> None:
         """Pause before another attempt. Raises `error` after `deadline`, and `Stopped`."""
-        if self.stopping():
+        if self._stopping():
             raise Stopped
         if time.monotonic() > deadline:
             raise as_domain_error(error, doing, self._bootstrap)
@@ -206,6 +213,10 @@ class InputReader:
             end = fetched if self._stalls.at_end(source, fetched) else self._known_end(source)
             behind += max(0, end - position)
         return behind
+
+    def find_refusal(self) -> AccessDenied | None:
+        """Why brokers that do not answer refuse this client, which waiting cannot cure; None if they do not."""
+        return find_refusal(self._bootstrap)
 
     def close(self) -> None:
         """Leave the group."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -55,6 +55,7 @@ MAX_GAP_MS = 5 * WEEK_MS
 SERIES_SHOWN = 5
 # Ended events that `events` returns besides the open ones.
 ENDED_KEPT = 20
+OnDrift = Callable[[Sequence[DriftEvent]], None]
 STATES = ("learning", "watching", "alarm")
 
 _log = logging.getLogger("stream_scorer.monitor.drift")
@@ -87,6 +88,7 @@ class DriftFeed:
 
     Args:
         false_alarms_per_year: of each ensemble, over all series and versions.
+        on_events: gets `events` after each turn whose records are acknowledged.
         clock: measures how long a manifest is waited for; None: the machine's.
     """
 
@@ -99,6 +101,7 @@ class DriftFeed:
         *,
         pane_ms: int,
         false_alarms_per_year: float,
+        on_events: OnDrift,
         clock: Clock | None = None,
     ) -> None:
         self._store = store
@@ -107,6 +110,7 @@ class DriftFeed:
         self._metrics = metrics
         self._pane_ms = pane_ms
         self._budget = false_alarms_per_year
+        self._on_events = on_events
         self._streams: dict[str, _Stream] = {}
         self._described: dict[tuple[str, str], Mapping[str, SeriesInfo]] = {}
         self._next: int | None = None
@@ -146,7 +150,12 @@ class DriftFeed:
         return records
 
     def settle(self) -> None:
-        """Save the state, after the records of the last turn are acknowledged: after events, and every few panes.
+        """The records of the last turn are acknowledged: save the state if it is time, and pass the events on."""
+        self._save()
+        self._on_events(self.events())
+
+    def _save(self) -> None:
+        """Save the state after events, and every few panes.
 
         Panes since then are read again after a restart; the counter store has them for days.
         """

@@ -22,7 +22,7 @@ from stream_scorer.kafka.topics import TopicAdmin, Topics
 from stream_scorer.kafka.transactional_loop import TransactionalLoop
 from stream_scorer.monitor.app import AppSettings, MonitorApp, source_name
 from stream_scorer.monitor.credentials import credentials
-from stream_scorer.monitor.drift_feed import DriftFeed
+from stream_scorer.monitor.drift_feed import DriftFeed, OnDrift
 from stream_scorer.monitor.event_loop import run_bounded
 from stream_scorer.monitor.joiner import Joiner, JoinerCounts, JoinerService, JoinRules
 from stream_scorer.monitor.joiner_store import JoinerStore, store_error
@@ -30,7 +30,7 @@ from stream_scorer.monitor.metrics import JOINED
 from stream_scorer.monitor.parts import Part, PartRun, Parts
 from stream_scorer.monitor.rates import Assumptions
 from stream_scorer.monitor.reference import EnsembleReferences
-from stream_scorer.monitor.window_reports import OnDrift, Partitions, WindowReporter
+from stream_scorer.monitor.window_reports import Partitions, WindowReporter
 from stream_scorer.monitor.windows import WindowRules
 from stream_scorer.observability.health import HealthServer
 from stream_scorer.observability.metrics import Metrics
@@ -116,7 +116,7 @@ def run_monitor(
     metrics: Metrics,
     *,
     watch: PartRun | None,
-    incidents: IncidentParts | None = None,
+    incidents: IncidentParts | None,
     on_ready: Callable[[str], None],
 ) -> None:
     """Run until SIGTERM or SIGINT. Calls `on_ready` once every part does its work.
@@ -140,7 +140,8 @@ def run_monitor(
     for noisy in ("faust", "mode", "stream_scorer.monitor.transport"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     joining = _Joining(settings, topics, partitions, join_rules, clock)
-    windows = _Windows(settings, topics, partitions, rules, checked, references, clock, metrics)
+    on_drift = incidents.on_drift if incidents is not None else lambda _events: None
+    windows = _Windows(settings, partitions, rules, checked, references, clock, metrics, on_drift=on_drift)
     runs: list[tuple[str, PartRun]] = [("windows", windows.run)]
     if watch is not None:
         runs.insert(0, ("watch", watch))
@@ -148,7 +149,6 @@ def run_monitor(
         runs.append(("joiner", joining.run))
     if incidents is not None:
         runs += incidents.runs.items()
-        windows.on_drift = incidents.on_drift
     parts = Parts([Part(name, run, clock, metrics) for name, run in runs])
     asyncio.run(_run(settings, partitions, parts, joining, metrics, on_ready))
 
@@ -292,23 +292,24 @@ class _Windows:
     def __init__(
         self,
         settings: MonitorSettings,
-        topics: Topics,
         partitions: dict[str, int],
         rules: WindowRules,
         checked: CheckedSpec,
         references: EnsembleReferences,
         clock: Clock,
         metrics: Metrics,
+        *,
+        on_drift: OnDrift,
     ) -> None:
         self._settings = settings
         self._checked = checked
-        self._topics = topics
-        self._partitions = partitions[topics.score_summaries]
+        self._topics = settings.topics
+        self._partitions = partitions[settings.topics.score_summaries]
         self._rules = rules
         self._references = references
         self._clock = clock
         self._metrics = metrics
-        self.on_drift: OnDrift | None = None
+        self._on_drift = on_drift
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None]) -> None:
         """Count until `stop`.
@@ -360,7 +361,7 @@ class _Windows:
 
     def _window_reporter(self, store: CounterStore) -> WindowReporter:
         admin, summaries = TopicAdmin(self._settings.bootstrap), self._topics.score_summaries
-        reporter = WindowReporter(
+        return WindowReporter(
             store,
             self._rules,
             self._references,
@@ -372,20 +373,17 @@ class _Windows:
                 lambda partitions: admin.ends(summaries, partitions),
                 self._settings.idle_s,
             ),
-        )
-        reporter.detect_drift(
-            DriftFeed(
+            drift=DriftFeed(
                 store,
                 self._checked,
                 self._references,
                 self._metrics,
                 pane_ms=self._rules.pane_ms,
                 false_alarms_per_year=self._settings.false_alarms_per_year,
+                on_events=self._on_drift,
                 clock=self._clock,
             ),
-            self.on_drift,
         )
-        return reporter
 
 
 async def _count(make_app: Callable[[], MonitorApp], stop: threading.Event, on_ready: Callable[[], None]) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from stream_scorer.clock import Clock
 from stream_scorer.monitor.drift import ProfileMismatch
 from stream_scorer.monitor.drift_feed import DriftFeed
-from stream_scorer.monitor.drift_types import DriftEvent
 from stream_scorer.monitor.maturity import MaturityCurve, curve_figures
 from stream_scorer.monitor.metrics import MISMATCHED, REFUSED, WAITING, WATERMARK
 from stream_scorer.monitor.rate_figures import Figure, label_sources
@@ -56,7 +55,6 @@ _log = logging.getLogger("stream_scorer.monitor.window_reports")
 # Offsets of the ends of partitions; those that cannot be looked up are missing.
 Ends = Callable[[Sequence[int]], Mapping[int, int]]
 # Takes the open drift events, and those that ended recently.
-OnDrift = Callable[[Sequence[DriftEvent]], None]
 # Ensemble, version and arm.
 Subject = tuple[str, str, str]
 
@@ -129,7 +127,11 @@ class WaitingPanes:
 
 
 class WindowReporter:
-    """Reads changed windows and returns their records. Its methods block; one thread calls them."""
+    """Reads changed windows and returns their records. Its methods block; one thread calls them.
+
+    Args:
+        drift: reads the panes that close; None: no drift events.
+    """
 
     def __init__(
         self,
@@ -141,6 +143,7 @@ class WindowReporter:
         *,
         name: str,
         partitions: Partitions,
+        drift: DriftFeed | None,
     ) -> None:
         self._store = store
         self._rules = rules
@@ -152,17 +155,12 @@ class WindowReporter:
         self._partitions = partitions
         self._unknown_ends: list[int] = []
         self._waiting = WaitingPanes()
-        self._drift: DriftFeed | None = None
-        self._on_drift: OnDrift | None = None
+        self._drift = drift
         self._moved: dict[int, tuple[int, float]] = {}
         self._gauges = WindowGauges(metrics)
         # Windows whose refusal is logged.
         self._refused: set[tuple[str, str, str, int, int]] = set()
         self._curve = MaturityCurve()
-
-    def detect_drift(self, feed: DriftFeed, on_events: OnDrift | None = None) -> None:
-        """Let `feed` read the panes that close, from the next turn on; `on_events` gets its events after each turn."""
-        self._drift, self._on_drift = feed, on_events
 
     def turn(self) -> WindowReports:
         """The records of changed windows, oldest first; none if another worker is the leader."""
@@ -232,8 +230,6 @@ class WindowReporter:
         """
         if self._drift is not None:
             self._drift.settle()
-            if self._on_drift is not None:
-                self._on_drift(self._drift.events())
         for window, seen in reports.settled.items():
             self._store.settle(window, seen)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from stream_scorer.errors import StreamScorerError
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Headers, RawRecords, Read
 
 
 class Reader(Protocol):
     """A member of the consumer group, with positions it keeps itself; see `stream_scorer.kafka.reader.InputReader`."""
-
-    stopping: Callable[[], bool]
 
     @property
     def owned(self) -> list[SourcePartition]: ...
@@ -30,6 +29,8 @@ class Reader(Protocol):
     def seek_all(self, offsets: dict[SourcePartition, int]) -> None: ...
 
     def lag(self) -> int: ...
+
+    def find_refusal(self) -> StreamScorerError | None: ...
 
     def close(self) -> None: ...
 

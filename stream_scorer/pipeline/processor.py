@@ -22,7 +22,6 @@ from stream_scorer.errors import (
     StateGap,
     StateUnavailable,
     Stopped,
-    StreamScorerError,
     TransactionAborted,
 )
 from stream_scorer.observability import metrics as m
@@ -101,19 +100,16 @@ class Processor:
     """See the module.
 
     Args:
-        make_reader: builds the input reader around our rebalance callbacks.
+        make_reader: builds the input reader around our rebalance callbacks, and a function that returns whether to give
+            up lookups that wait for the broker.
         stages: run in the scoring thread. committer: runs the last ones.
         state: decides where to read from and whether features can be used; see `StateManager`.
-
-    Attributes:
-        beat: called before each step, at least once per `PROGRESS_LIMIT_S`.
-        find_refusal: looks for the reason why brokers that do not answer refuse this client, which waiting cannot cure.
     """
 
     def __init__(
         self,
         *,
-        make_reader: Callable[[OnAssigned, OnRevoked], Reader],
+        make_reader: Callable[[OnAssigned, OnRevoked, Callable[[], bool]], Reader],
         producers: Producers,
         stages: Sequence[Stage],
         committer: Committer,
@@ -122,8 +118,6 @@ class Processor:
         pacing: Pacing,
         metrics: m.Metrics,
     ) -> None:
-        self.beat: Callable[[], object] = lambda: None
-        self.find_refusal: Callable[[], StreamScorerError | None] = lambda: None
         self._producers = producers
         self._stages = list(stages)
         self._state = state
@@ -140,7 +134,9 @@ class Processor:
         self._outage_since = 0.0
         self._aborts = _AbortStreak()
         self._committer = committer
-        self._reader = make_reader(self._on_assigned, self._on_revoked)
+        # That of `run`, once it is called.
+        self._stop = threading.Event()
+        self._reader = make_reader(self._on_assigned, self._on_revoked, lambda: self._stop.is_set())
 
     def ready(self) -> tuple[bool, str]:
         """Whether scoring goes on as it should, and if not, why."""
@@ -152,13 +148,16 @@ class Processor:
             return True, "spare: no partition is assigned"
         return self._state.availability.readiness
 
-    def run(self, stop: threading.Event) -> None:
-        """Process until `stop` is set, then finish the batch in hand and leave the group."""
-        self._reader.stopping = stop.is_set
+    def run(self, stop: threading.Event, *, beat: Callable[[], object]) -> None:
+        """Process until `stop` is set, then finish the batch in hand and leave the group.
+
+        Calls `beat` before each step, at least once per `PROGRESS_LIMIT_S`.
+        """
+        self._stop = stop
         try:
             with suppress(Stopped):
                 while not stop.is_set():
-                    self.beat()
+                    beat()
                     self._step()
             self._committer.drain(Deadline(REBALANCE_DEADLINE_S))
         finally:
@@ -194,7 +193,7 @@ class Processor:
             _log.warning("%s; looking them up again", error.message)
         except BrokerUnavailable as error:
             # Not at the first failure: a broker that stops may also break off a handshake.
-            if self._outage and (refusal := self.find_refusal()) is not None:
+            if self._outage and (refusal := self._reader.find_refusal()) is not None:
                 raise refusal from error
             self._wait_for_broker(error)
 

@@ -124,7 +124,7 @@ def copying(at: StackAddresses, instance: str) -> Iterator[tuple[Processor, thre
     flags = {"kafka.bootstrap": str(at.kafka), "scorer.instance": instance, "scorer.batch": 32, "scorer.pace_ms": 100}
     stop = threading.Event()
     with passthrough(load_settings(flags, environment={}), Metrics(), Health(SystemClock())) as processor:
-        thread = threading.Thread(target=processor.run, args=(stop,), daemon=True)
+        thread = threading.Thread(target=processor.run, args=(stop,), kwargs={"beat": lambda: None}, daemon=True)
         thread.start()
         try:
             yield processor, stop, thread

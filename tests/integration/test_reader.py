@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 from stream_scorer.kafka import reader as reader_module
 from stream_scorer.kafka import stall
 from stream_scorer.kafka.ends import TopicEnds
-from stream_scorer.kafka.reader import InputReader
+from stream_scorer.kafka.reader import GroupMember, InputReader
 from stream_scorer.kafka.topics import TopicAdmin
 from stream_scorer.positions import SourcePartition
 from stream_scorer.stack import StackAddresses
@@ -56,12 +56,11 @@ def test_a_partition_that_is_no_longer_fetched_is_noticed_and_read_on(
 
     reader = InputReader(
         bootstrap,
-        "group",
-        "one",
+        GroupMember("group", "one", static=True),
         [TOPIC],
         on_assigned=assigned,
         on_revoked=lambda lost: None,
-        static_membership=True,
+        stopping=lambda: False,
         times_of={},
     )
 
@@ -99,12 +98,11 @@ def test_a_scorer_that_is_busy_for_too_long_gives_up_its_partitions_and_gets_the
     revoked: list[bool] = []
     reader = InputReader(
         bootstrap,
-        "busy-group",
-        "one",
+        GroupMember("busy-group", "one", static=True),
         ["busy"],
         on_assigned=lambda sources: dict.fromkeys(sources, 0),
         on_revoked=revoked.append,
-        static_membership=True,
+        stopping=lambda: False,
         times_of={},
     )
 
@@ -137,12 +135,11 @@ def test_the_offset_of_a_topic_goes_with_it_and_the_others_of_the_group_stay(boo
     first_id = admin.topic_id(again.topic)
     reader = InputReader(
         bootstrap,
-        "again-group",
-        "one",
+        GroupMember("again-group", "one", static=True),
         [kept.topic, again.topic],
         on_assigned=lambda sources: dict.fromkeys(sources, 0),
         on_revoked=lambda lost: None,
-        static_membership=True,
+        stopping=lambda: False,
         times_of={},
     )
 

@@ -256,7 +256,6 @@ class MemoryReader:
         self._position: dict[SourcePartition, int] = {}
         self._owned: list[SourcePartition] = []
         self._generation: int | None = None
-        self.stopping: Callable[[], bool] = lambda: False
         broker.join(name)
 
     @property
@@ -295,6 +294,9 @@ class MemoryReader:
             if not self._broker.is_current(self._name, self._generation):
                 raise StreamScorerError(f"{self._name} is no longer of generation {self._generation}")
             self._broker.offsets.update(offsets)
+
+    def find_refusal(self) -> None:
+        """No client is refused."""
 
     def seek_all(self, offsets: dict[SourcePartition, int]) -> None:
         """Read on from these offsets."""

@@ -12,7 +12,7 @@ from confluent_kafka import Producer
 
 from stream_scorer.kafka.config import producer_config
 from stream_scorer.kafka.range_reader import RangeReader
-from stream_scorer.kafka.reader import InputReader
+from stream_scorer.kafka.reader import GroupMember, InputReader
 from stream_scorer.kafka.topics import TopicAdmin
 from stream_scorer.kafka.transactions import TransactionPair
 from stream_scorer.pipeline.ports import LogEnds, Producers, Reader
@@ -167,12 +167,11 @@ class KafkaParts(_Closing):
     ) -> InputReader:
         reader = InputReader(
             self._bootstrap,
-            self._name,
-            name,
+            GroupMember(self._name, name, static=False),  # one that leaves is gone at once
             [self.inputs[0].topic],
             on_assigned=on_assigned,
             on_revoked=on_revoked,
-            static_membership=False,  # a member that leaves is gone at once
+            stopping=lambda: False,
             times_of={},
         )
         self._made.append(reader)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from stream_scorer.monitor import drift_feed
 from stream_scorer.monitor.drift_feed import DriftFeed
 from stream_scorer.monitor.drift_incidents import DriftBoard, subject_of
 from stream_scorer.monitor.drift_series import describe
-from stream_scorer.monitor.drift_types import HOUR_MS, SeriesInfo
+from stream_scorer.monitor.drift_types import HOUR_MS, DriftEvent, SeriesInfo
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.tally import cell_label
 from stream_scorer.observability.metrics import Metrics
@@ -55,6 +55,7 @@ class Monitor:
             "describe",
             lambda _checked, manifest: series(f"member {manifest.version}", bins * int(manifest.version)),
         )
+        self.passed_on: list[Sequence[DriftEvent]] = []
         self.feed = self.open()
 
     def open(self, epoch: str = "e") -> DriftFeed:
@@ -69,7 +70,7 @@ class Monitor:
         clock = SimpleNamespace(monotonic=lambda: self.now_s)
         return DriftFeed(
             self.store, None, manifests, self.metrics, pane_ms=HOUR_MS, false_alarms_per_year=4.0,  # type: ignore[arg-type]
-            clock=clock,  # type: ignore[arg-type]
+            on_events=self.passed_on.append, clock=clock,  # type: ignore[arg-type]
         )  # fmt: skip
 
     def count(self, first: int, stop: int, ensemble: str = "cards") -> None:
@@ -108,6 +109,7 @@ def test_closed_panes_become_states_evidence_and_events(monkeypatch: pytest.Monk
     assert (len(states), states[0], states[CHANGE - 1], states[-1]) == (CHANGE + 6, "learning", "watching", "alarm")
     assert opened(records) == [("offset:amount", CHANGE)] or opened(records) == [("scale:amount", CHANGE)]
     event = monitor.feed.events()[0]
+    assert monitor.passed_on[-1] == [event]
     assert (event.status, list(event.fields), event.ensemble, event.version) == ("open", ["amount"], "cards", "1")
     gauge = monitor.metrics.registry.get_sample_value
     labels = {"ensemble": "cards", "kind": event.kind, "series": "amount"}

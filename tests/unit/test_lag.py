@@ -53,7 +53,7 @@ def test_a_backlog_is_reported_while_no_read_is_empty() -> None:
         check=lambda: "", start=lambda _reader, _sources: points, restore=lambda: None, close=lambda: None
     )
     processor = Processor(
-        make_reader=lambda assigned, _revoked: cast(Any, Backlog(stop, assigned)),
+        make_reader=lambda assigned, _revoked, _stopping: cast(Any, Backlog(stop, assigned)),
         producers=cast(Any, nothing),
         stages=[],
         committer=Committer([]),
@@ -62,7 +62,7 @@ def test_a_backlog_is_reported_while_no_read_is_empty() -> None:
         pacing=Pacing(1, 0.0),
         metrics=metrics,
     )
-    processor.run(stop)
+    processor.run(stop, beat=lambda: None)
     assert metrics.registry.get_sample_value(LAG.name) == 200_000
     for cause in ("aborted", "broker_unavailable", "redis_back"):
         assert metrics.registry.get_sample_value(RESYNCS.name, {"cause": cause}) == 0

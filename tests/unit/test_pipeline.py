@@ -25,7 +25,7 @@ from stream_scorer.errors import StateUnavailable
 from stream_scorer.features.engine import FeatureEngine
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.observability.metrics import Metrics
-from stream_scorer.pipeline import histogram_text, pane_counts, publish, sampling
+from stream_scorer.pipeline import publish
 from stream_scorer.pipeline.availability import Availability, State
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.pipeline.card_alerts import evidence_rows
@@ -215,17 +215,6 @@ def test_keys_that_are_not_the_id_of_the_partition_entity_are_found(sensitive: b
 def test_without_an_id_or_an_entity_no_key_is_wrong() -> None:
     assert wrong_keys([None, b"k", b"a"], [None, None, "a"]) == []
     assert wrong_keys([None, b"k", b"b"], [None, "k", "a"]) == [2]
-
-
-def test_no_batch_waits_for_the_compiler_after_the_loops_of_summaries_are_warm(made: Path) -> None:
-    ensemble, other = Ensemble.load(made, version="1"), Ensemble.load(made, version="9")
-    loops = pane_counts._count, sampling._rate_cells, sampling._sparse, histogram_text._write
-    for each in (pane_counts, sampling, histogram_text):
-        each.warm()
-    before = [len(loop.signatures) for loop in loops]
-    sink = run(Lineup((ensemble, other), Split(0.5, "salt")), 50)
-    assert {document["arm"] for document in sink.documents("score-summaries")} == {"champion", "canary"}
-    assert [len(loop.signatures) for loop in loops] == before
 
 
 def test_summaries_count_exactly_what_was_scored(ensemble: Ensemble) -> None:
@@ -866,8 +855,7 @@ def test_what_the_fallback_decides_no_member_moves(
 @pytest.mark.kernels
 def test_the_highest_alerts_of_a_batch_name_their_members_features(ensemble: Ensemble, made: Path) -> None:
     assert all(not r["features"] for a in run(ensemble, 64).documents("alerts") for r in a["reasons"])
-    ensemble.explainer = Explainer(made, ensemble.manifest)
-    sink = run(ensemble, 64, max_explained=2)
+    sink = run(Ensemble.load(made, version="1", explain=True), 64, max_explained=2)
     lineages = {row.event_id: row for row in sink.lineage()}
     looked = [a for a in sink.documents("alerts") if any(reason["features"] for reason in a["reasons"])]
     assert 10 <= len(looked) <= 2 * 10
@@ -889,14 +877,15 @@ def test_the_highest_alerts_of_a_batch_name_their_members_features(ensemble: Ens
         assert {a["score"] for a in alerts if a["event_id"] in told} == {a["score"] for a in wanted}
 
 
-def test_an_explanation_that_fails_costs_no_score(ensemble: Ensemble, made: Path) -> None:
-    class Broken(Explainer):
-        def attribute(self, member: int, features: Any) -> Any:
-            raise RuntimeError("no")
+def test_an_explanation_that_fails_costs_no_score(
+    ensemble: Ensemble, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("no")
 
     plain = run(ensemble, 64)
-    ensemble.explainer = Broken(made, ensemble.manifest)
-    assert run(ensemble, 64, max_explained=5).records == plain.records
+    monkeypatch.setattr(Explainer, "attribute", fail)
+    assert run(Ensemble.load(made, version="1", explain=True), 64, max_explained=5).records == plain.records
 
 
 def sampling_spec(share: float, key: str = "") -> CheckedSpec:

@@ -209,8 +209,9 @@ def test_an_input_without_the_next_offset_is_an_error_that_names_it(
     monkeypatch.setattr(reader, "open_consumer", lambda _config: Topic([[failed]], [end]))
     monkeypatch.setattr(reader, "EndQuery", lambda *_: None)
     inputs = reader.InputReader(
-        "nowhere:1", "group", "i", ["transactions"], on_assigned=lambda _: {}, on_revoked=lambda _: None,
-        static_membership=False, times_of={},
+        "nowhere:1", reader.GroupMember("group", "i", static=False), ["transactions"],
+        on_assigned=lambda _: {}, on_revoked=lambda _: None,
+        stopping=lambda: False, times_of={},
     )  # fmt: skip
     inputs._subscriptions = 1
     inputs._set_positions({SOURCE: 100})

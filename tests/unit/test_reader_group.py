@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import Producer
 
 from stream_scorer.errors import LogTruncated
-from stream_scorer.kafka.reader import REBALANCE_TIMEOUT_MS, InputReader
+from stream_scorer.kafka.reader import REBALANCE_TIMEOUT_MS, GroupMember, InputReader
 from stream_scorer.kafka.stall import Ends, StallWatch
 from stream_scorer.pipeline.committer import COMMIT_DEADLINE_S
 from stream_scorer.positions import SourcePartition
@@ -30,12 +30,11 @@ def make_reader() -> Iterator[Made]:
     def make(instance: str, start: int = 0) -> InputReader:
         reader = InputReader(
             f"{broker.host}:{broker.port}",
-            "group",
-            instance,
+            GroupMember("group", instance, static=False),
             ["in"],
             on_assigned=lambda sources: dict.fromkeys(sources, start),
             on_revoked=lambda _lost: None,
-            static_membership=False,
+            stopping=lambda: False,
             times_of={},
         )
         made.append(reader)

@@ -32,6 +32,7 @@ class Away:
         self.owned = [SOURCE]
         self.sought: list[dict[SourcePartition, int]] = []
         self.steps: list[str] = []
+        self.refusal: AccessDenied | None = None
 
     def read(self, _max_records: int, _wait_s: float) -> Read:
         if self.events:
@@ -45,6 +46,9 @@ class Away:
 
     def lag(self) -> int:
         return 0
+
+    def find_refusal(self) -> AccessDenied | None:
+        return self.refusal
 
     def close(self) -> None:
         """Nothing is open."""
@@ -72,7 +76,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> tuple[Processor, Away, Metrics, li
     metrics = Metrics()
     made: list[Away] = []
 
-    def make_reader(assigned: OnAssigned, revoked: OnRevoked) -> Any:
+    def make_reader(assigned: OnAssigned, revoked: OnRevoked, _stopping: Callable[[], bool]) -> Any:
         made.append(Away(assigned, revoked))
         return made[0]
 
@@ -95,7 +99,7 @@ def test_it_is_not_ready_before_lookups_succeed_again(parts: Any) -> None:
         states.append(processor.ready())
 
     reader.events = [look, assign, look, look, look, look, lambda: reader.on_revoked(True), look]
-    processor.run(reader.stop)
+    processor.run(reader.stop, beat=lambda: None)
     assert states[0] == (False, "waiting for partitions")
     assert states[1:4] == [(False, "no Kafka broker answers")] * 3
     assert states[4] == (True, "serving")
@@ -107,10 +111,10 @@ def test_it_is_not_ready_before_lookups_succeed_again(parts: Any) -> None:
 def test_brokers_that_refuse_the_client_end_the_scorer(parts: Any) -> None:
     processor, reader, _, failures = parts
     failures.extend(BrokerUnavailable("no Kafka broker answers") for _ in range(3))
-    processor.find_refusal = lambda: AccessDenied("the broker does not accept the credentials")
+    reader.refusal = AccessDenied("the broker does not accept the credentials")
     reader.events = [lambda: reader.on_assigned([SOURCE])]
     with pytest.raises(AccessDenied):
-        processor.run(reader.stop)
+        processor.run(reader.stop, beat=lambda: None)
     assert len(failures) == 1  # the first failure may come from a broker that stops
 
 
@@ -123,12 +127,12 @@ def test_a_scorer_that_lacks_one_broker_for_long_gives_its_partitions_away(
     reader.events = [lambda: reader.on_assigned([SOURCE])]
     reader.events += [lambda: time.sleep(0.03)] * 9
     with pytest.raises(BrokerUnavailable):
-        processor.run(reader.stop)
+        processor.run(reader.stop, beat=lambda: None)
     assert reader.events
 
 
 def test_an_assignment_ends_former_transactions_before_it_looks_offsets_up(parts: Any) -> None:
     processor, reader, _, _ = parts
     reader.events = [lambda: reader.on_assigned([SOURCE])]
-    processor.run(reader.stop)
+    processor.run(reader.stop, beat=lambda: None)
     assert reader.steps == ["restore", "look up"]

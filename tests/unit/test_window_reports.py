@@ -83,6 +83,7 @@ class Monitor:
             self.metrics,
             name=name,
             partitions=Partitions(self.sources, lambda _: self.ends, idle_s=60.0),
+            drift=None,
         )
 
     def count(self, hour: int, reached: int, partition: int = 0, reviews: int = 1, version: str = "1") -> None:
