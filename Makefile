@@ -14,7 +14,7 @@ PYTEST_IN_ORDER := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-l
 UNIT := tests/unit tests/contract
 PROPERTY := tests/property tests/component
 # Tests that compile kernels. Their files are named, because importing all tests takes longer than running these.
-KERNELS := $(addprefix tests/unit/test_,pipeline.py ensemble_trees.py ensemble_manifest.py features_engine.py)
+KERNELS := $(addprefix tests/unit/test_,fresh_scorer.py pipeline.py ensemble_trees.py ensemble_manifest.py features_engine.py)
 
 # Some images set this; then each of the many processes of a test run compiles all of its imports again.
 unexport PYTHONDONTWRITEBYTECODE

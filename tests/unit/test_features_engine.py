@@ -9,7 +9,7 @@ import pytest
 
 from stream_scorer.clock import SystemClock
 from stream_scorer.errors import SpecError
-from stream_scorer.features import aggregates, kernel, panes
+from stream_scorer.features import aggregates, kernel
 from stream_scorer.features.derived import FUNCTIONS
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.features.history import build_features
@@ -170,39 +170,6 @@ partition_entity: who
 views: [{{name: who, entity: who, windows: [10ms], aggregates: [count], where: {where}}}]
 """
         )
-
-
-@pytest.mark.kernels
-def test_no_kernel_is_compiled_once_the_engine_is_warm() -> None:
-    checked = parse_spec(
-        HEAD
-        + """
-limits: {row_entries: 16}
-entities: {who: {field: who}}
-partition_entity: who
-views:
-  - {name: v, entity: who, windows: [1h], aggregates: [count, std]}
-  - {name: l, entity: who, windows: [1h], aggregates: [label_count], current: exclude}
-  - {name: d, entity: who, windows: [1h], aggregates: [distinct], of: who}
-"""
-    )
-    n = 100
-    columns = {
-        "id": [f"e{i}" for i in range(n)], "at": list(range(1, n + 1)), "amount": [1] * n,
-        "v": [1.0] * n, "who": ["x"] * n,
-    }  # fmt: skip
-    labels = {
-        "event_id": ["e0", "e1"], "event_time": [1, 2], "label": ["fraud", "fraud"], "labelled_at": [3, 50],
-        "who": ["x", "x"],
-    }  # fmt: skip
-    kernels = (
-        kernel.find_duplicates, kernel.scan_windows, kernel.scan_spread, kernel.scan_distinct, kernel.label_changes,
-        panes.too_long, panes._folded, aggregates.fill,
-    )  # fmt: skip
-    FeatureEngine(checked).warm()
-    before = [len(each.signatures) for each in kernels]
-    build_features(checked, transactions_from_columns(checked, columns), labels_from_columns(checked, labels), batch=10)
-    assert [len(each.signatures) for each in kernels] == before
 
 
 def test_a_label_is_reversed_at_the_time_at_which_it_counted() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 
 import msgspec
 import numpy as np
@@ -110,26 +108,6 @@ def test_rows_are_the_bytes_that_pyarrow_writes(n: int, width: int) -> None:
 def _ages(age: np.ndarray) -> pa.Array:
     valid = np.packbits(age >= 0, bitorder="little")
     return pa.Array.from_buffers(pa.int64(), len(age), [pa.py_buffer(valid), pa.py_buffer(age)])
-
-
-def test_pandas_is_not_imported() -> None:
-    """The first batch of a scorer must not wait for it."""
-    program = """
-import sys
-import numpy as np
-from stream_scorer.serde.lineage import *
-one = np.ones(2, np.int64)
-columns = LineageColumns(
-    one.astype(np.int32), np.arange(2), ["a", "b"], one.astype(np.int8), np.ones((2, 1)), np.ones((2, 1), np.int8),
-    one, -one, np.ones(2), np.ones(2),
-)
-versions = [LineageVersion("c", "1", "champion", "logit", "m", "p", 0.3, 0.8)] * 2
-for record in encode_lineage(LineageHeader("t", "f", "s", "1", versions, 0, {}, [], ["x"]), columns):
-    assert len(LineageBatch(record.value)) == 2
-assert "pandas" not in sys.modules
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_headers_locate_a_row() -> None:

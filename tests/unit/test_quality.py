@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import numpy as np
@@ -71,11 +70,3 @@ def test_a_missing_scikit_learn_is_an_error_that_names_the_extra(monkeypatch: py
     with pytest.raises(SettingsError, match="scikit-learn") as raised:
         quality.require_sklearn("replay")
     assert ".[replay]" in str(raised.value.hint)
-
-
-def test_the_scorer_starts_without_the_extras() -> None:
-    names = ("sklearn", "scipy", "jinja2", "markupsafe", "matplotlib", "lightgbm", "xgboost")
-    modules = "stream_scorer.app, stream_scorer.cli.run, stream_scorer.cli.replay, stream_scorer.cli.explain"
-    program = f"import sys\nfor name in {names}: sys.modules[name] = None\nimport {modules}, stream_scorer.quality"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
