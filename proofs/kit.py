@@ -61,18 +61,29 @@ class Context:
 
 @dataclass(slots=True)
 class Result:
-    """Checks by name (all must hold) and the figures that make them meaningful."""
+    """Checks by name (all must hold) and the figures that make them meaningful.
+
+    Attributes:
+        costs: those of the checks that limit time. A small run on a busy machine says nothing about them.
+    """
 
     checks: dict[str, bool] = field(default_factory=dict)
+    costs: set[str] = field(default_factory=set)
     figures: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
         return bool(self.checks) and all(self.checks.values())
 
-    def check(self, name: str, holds: bool) -> None:
-        """Note whether `name` holds."""
+    def failed(self, *, but_costs: bool = False) -> list[str]:
+        """The checks that do not hold; with `but_costs`, without those of costs."""
+        return [name for name, holds in self.checks.items() if not holds and not (but_costs and name in self.costs)]
+
+    def check(self, name: str, holds: bool, *, cost: bool = False) -> None:
+        """Note whether `name` holds. With `cost`, it is one of `costs`."""
         self.checks[name] = bool(holds)
+        if cost:
+            self.costs.add(name)
 
     def at_least(self, name: str, value: float, minimum: float) -> None:
         """Note a figure that must reach `minimum` for the proof to mean anything."""

@@ -105,14 +105,14 @@ def _judge_rates(context: Context, result: Result, scorer: MemoryScorer, parts: 
     for name, times in result.figures["times_the_scorer"].items():
         context.say(f"{name}: {times} times as fast as the scorer")
         if name != "together":
-            result.check(f"one worker of the part {name} keeps up with the scorer", times >= 1.0)
+            result.check(f"one worker of the part {name} keeps up with the scorer", times >= 1.0, cost=True)
     share = scorer.summarise_steady.cpu_us / scorer.steady.cpu_us
     result.figures |= {
         "summarise_us": round(scorer.summarise_steady.cpu_us, 2),
         "summarise_share": round(share, 4),
         "summarise_share_with_probation": round(scorer.summarise.cpu_us / scorer.cost.cpu_us, 4),
     }
-    result.check(f"counting takes at most {MAX_SHARE:.0%} of the scorer's time", share <= MAX_SHARE)
+    result.check(f"counting takes at most {MAX_SHARE:.0%} of the scorer's time", share <= MAX_SHARE, cost=True)
 
 
 def _repeat(

@@ -45,26 +45,20 @@ def test_the_proof_holds_at_a_small_scale(
     if PROOFS[slug].shares or slug in SHARE_WHEN_SMALL:
         request.getfixturevalue("shared_services")
     result = importlib.import_module(f"proofs.{slug.replace('-', '_')}").run(context(SIZES[slug]))
-    assert result.ok, [name for name, holds in result.checks.items() if not holds]
+    assert result.ok, result.failed()
 
 
 @pytest.mark.integration
 def test_a_hot_key_stays_bounded_and_errs_within_its_bound(context: Callable[..., Context]) -> None:
     result = importlib.import_module("proofs.features_hotkey").run(context(30_000))
-    # What it costs is for the proof itself to say: a small run on a busy machine tells nothing.
-    failed = [name for name, holds in result.checks.items() if not holds and "times the uniform" not in name]
-    assert not failed
+    assert result.failed(but_costs=True) == []
 
 
 @pytest.mark.integration
 @pytest.mark.timeout(300)
 def test_the_monitor_counts_everything_in_flat_memory(context: Callable[..., Context]) -> None:
     result = importlib.import_module("proofs.monitor_bench").run(context(80_000))
-    # What it costs is for the proof itself to say, as above.
-    failed = [
-        name for name, holds in result.checks.items() if not holds and "up with" not in name and "takes" not in name
-    ]
-    assert not failed
+    assert result.failed(but_costs=True) == []
 
 
 @pytest.mark.integration
@@ -74,4 +68,4 @@ def test_a_short_storm_violates_nothing(context: Callable[..., Context], monkeyp
     monkeypatch.setenv("STORM_SHRINK_RUNS", "0")
     # A seed with actions of every group in its 30 seconds.
     result = importlib.import_module("proofs.storm").run(context(1, seed=59))
-    assert result.ok, [name for name, holds in result.checks.items() if not holds]
+    assert result.ok, result.failed()
