@@ -55,7 +55,7 @@ def test_a_start_that_waits_ends_in_order() -> None:
 def test_a_scorer_that_runs_finishes_its_batch() -> None:
     ended: list[str] = []
 
-    def run(stop: threading.Event) -> None:
+    def run(stop: threading.Event, *, beat: Callable[[], object]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.wait(5.0)
         ended.append("batch")
