@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from string import ascii_lowercase
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +22,7 @@ from stream_scorer.ensemble.manifest import read_manifest
 from stream_scorer.errors import CheckFailed, SpecError, UsageError
 from stream_scorer.spec.load import parse_spec
 from stream_scorer.spec.training import check_training, load_training, parse_training
+from stream_scorer.train.algorithms import fit_member, predict, resolve_members
 from stream_scorer.train.folds import DAY_MS
 from stream_scorer.train.from_spec import Options, find_equal, fit_ensemble, train_from_spec
 from stream_scorer.train.holdout import read_openings
@@ -131,6 +134,22 @@ def test_compromised_cards_do_not_count_in_cv_but_thresholds_are_of_all_transact
         assert 0 < few.test_rows < 0.95 * all_rows.test_rows
     assert counted.members[0].candidates[0].mean != whole.members[0].candidates[0].mean
     assert counted.ensemble != whole.ensemble
+
+
+def test_a_fit_copies_only_the_rows_and_columns_that_it_uses() -> None:
+    policy = "policy: {version: p1, review: 0.3, block: 0.8}\nlabels: {horizon: 2d}\n"
+    spec = parse_spec(numbers_spec(ascii_lowercase, policy))
+    random = np.random.default_rng(1)
+    features, at = random.normal(size=(50_000, 26)), np.arange(25_000, dtype=np.int64)
+    text = "members: [{name: one, algorithm: logistic-regression, features: [a_value, b_value]}]"
+    (recipe,) = resolve_members(parse_training(text), spec)
+    fit_member(recipe, features, at, features[at, 0] > 0)  # imports scikit-learn
+    tracemalloc.start()
+    fitted = fit_member(recipe, features, at, features[at, 0] > 0)
+    predict(recipe, fitted, features, at)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < features[at].nbytes / 2
 
 
 def test_nothing_learns_from_a_fraud_that_is_reported_after_the_holdout_begins(data: TrainingSet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -964,11 +965,7 @@ def test_the_breaker_of_a_member_that_left_play_is_no_longer_open(made: Path, mo
     scoring = Scoring(lambda: lineups[-1], CHECKED, metrics, Bulkhead(FixedClock(), budget_s=10.0))
 
     def score() -> dict[str, float | None]:
-        values = encode_values(generate(CONFIG))[:4]
-        span = Span(SourcePartition("transactions", 0), 0, 4, -1)
-        batch = MicroBatch(raw("transactions", [b"k"] * 4, values, 0), RawRecords.empty("labels"), [span], None)
-        for stage in (Decode(CHECKED), EnrichInProcess(FeatureEngine(CHECKED), MemoryRowStore()), scoring):
-            stage.process(batch)
+        score_four(scoring)
         read = metrics.registry.get_sample_value
         return {name: read("stream_scorer_member_breaker", {"member": name}) for name in ("a", "a@2")}
 
@@ -985,3 +982,25 @@ def test_the_breaker_of_a_member_that_left_play_is_no_longer_open(made: Path, mo
     assert (failures("failures"), failures("shadow_failures")) == (1, FAILURES)
     lineups.append(Lineup.of(good))
     assert score() == {"a": BreakerState.CLOSED, "a@2": BreakerState.CLOSED}
+
+
+def test_the_age_of_a_version_is_that_of_its_members(made: Path) -> None:
+    ensemble, metrics = Ensemble.load(made, version="1"), Metrics()
+    labels = {"ensemble": ensemble.name, "version": "1"}
+    found = []
+    for until in (msgspec.UNSET, 1_001, None):  # trained here, composed with `trained_until`, composed without
+        training = msgspec.structs.replace(ensemble.manifest.training, last_event_time=1, trained_until=until)
+        ensemble.manifest = msgspec.structs.replace(ensemble.manifest, training=training)
+        score_four(Scoring(lambda: Lineup.of(ensemble), CHECKED, metrics, Bulkhead(FixedClock(), budget_s=10.0)))
+        found.append(metrics.registry.get_sample_value("stream_scorer_ensemble_age_seconds", labels))
+    assert found[0] - found[1] == pytest.approx(1.0)
+    assert math.isnan(found[2])
+
+
+def score_four(scoring: Scoring) -> None:
+    """Score four transactions."""
+    values = encode_values(generate(CONFIG))[:4]
+    span = Span(SourcePartition("transactions", 0), 0, 4, -1)
+    batch = MicroBatch(raw("transactions", [b"k"] * 4, values, 0), RawRecords.empty("labels"), [span], None)
+    for stage in (Decode(CHECKED), EnrichInProcess(FeatureEngine(CHECKED), MemoryRowStore()), scoring):
+        stage.process(batch)
