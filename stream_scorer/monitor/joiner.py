@@ -24,6 +24,7 @@ from stream_scorer.errors import BrokerUnavailable, StreamScorerError, Transacti
 from stream_scorer.kafka.transactional_loop import InputRecord, OutputRecord, Partition, TransactionalLoop
 from stream_scorer.monitor.joiner_store import Context, JoinerStore, LabelRecord, ScoredTransaction
 from stream_scorer.records import DECISIONS, EXACT_INTEGERS, NOT_A_RECORD, Decision, LabelValue, Outcome, Record
+from stream_scorer.serde.decoder import record_error
 from stream_scorer.serde.label_ranks import source_rank
 from stream_scorer.structs import prepare
 
@@ -168,7 +169,10 @@ class Joiner:
                     self._add_label(record, labels, implausible)
             except NOT_A_RECORD as error:
                 self.counts.unreadable += 1
-                _log.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
+                # Without its content: a label may hold ids of sensitive entities.
+                problem = record_error(error, record.value)
+                text = f"{problem.message} - at {problem.path}" if problem.path else problem.message
+                _log.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, text)
         if implausible:
             self._report_implausible(implausible)
         if decided:

@@ -204,11 +204,15 @@ def test_the_first_score_counts(joiner: Joiner, log: Log) -> None:
     assert [(o.event_id, o.version) for o in outcomes] == [("a", "1")]
 
 
-def test_unreadable_records_are_counted_and_passed(joiner: Joiner, log: Log) -> None:
+def test_unreadable_records_are_counted_and_passed_and_not_logged(
+    joiner: Joiner, log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
     values = (b"{", b'{"event_id": "a", "label": "maybe"}', b'{"event_id": "\xff"}', b'{"x": ' + b"[" * 100_000)
     bad = [InputRecord("labels", 0, 90 + number, value, T) for number, value in enumerate(values)]
     assert said(joiner.join([*bad, log.score("a"), log.label("a", "fraud", "analyst")])) == [("a", "fraud", None)]
     assert joiner.counts.unreadable == 4
+    assert "the value is not one of the declared values - at $.label" in caplog.text
+    assert "maybe" not in caplog.text
 
 
 def test_a_label_beyond_twice_the_horizon_is_too_late(joiner: Joiner, log: Log) -> None:
