@@ -66,6 +66,8 @@ def _one(slug: str) -> int:
             return DataMissing.EXIT_CODE
     for name, holds in result.checks.items():
         say(f"{'ok  ' if holds else 'FAIL'} {name}")
+    for name in result.unnoticed:
+        say(f"UNNOTICED by {name!r}, although BREAK=1 breaks it")
     figures = result.figures | {"seed": context.seed, "seconds": round(time.monotonic() - started, 1)}
     print(json.dumps({"proof": slug, "ok": result.ok, "broken": broken, "figures": figures}))
     return 0 if result.ok else 1

@@ -10,7 +10,8 @@ memory.
 Checked for every window whose labels are mature:
 
 - counts, face values, point estimate and interval equal a recomputation from the score and label records, which shares
-  no code with them; the sample equals one drawn with plain integers;
+  no code with them, and so does every other figure of labels (`monitor_labels`); the sample equals one drawn with plain
+  integers;
 - the bounds contain the hidden rate in at least 95 of 100 windows, those of each member alone too, and the intervals of
   the point estimate in at least 90;
 - the error of the point estimate is below that of two naive rates (false positives among the labelled genuine ones, and
@@ -32,6 +33,7 @@ import numpy as np
 from scipy import special, stats
 from sklearn.isotonic import IsotonicRegression
 
+from proofs import monitor_labels
 from proofs.kit import Context, Result, cards
 from stream_scorer.arrays import Bools, Floats, Ints
 from stream_scorer.clock import SystemClock
@@ -94,6 +96,7 @@ def run(context: Context) -> Result:
     result.at_least("drawn_and_labelled", int((rows.columns.drawn & (rows.verdict >= 0)).sum()), 30 if few else 500)
     found = {pane: figures(log.cells[pane, WHO], None, log.rules, MEMBERS) for pane in mature}
     _check_recomputation(result, rows, found)
+    _check_every_figure(result, log, rows, found)
     _check_coverage(result, rows, found, few=few)
     _check_errors(result, rows, found)
     return result
@@ -117,6 +120,8 @@ class Columns:
     members: Ints
     calibrated: Floats
     fraud: Bools
+    amount: Ints
+    online: Bools
 
 
 @dataclass
@@ -127,6 +132,7 @@ class Log:
     horizon_ms: int
     rules: WindowRules
     join_rules: JoinRules
+    review_sample: float
     begin_ms: int = 0
     end_ms: int = 0
     columns: Columns = field(init=False)
@@ -210,7 +216,8 @@ def _new_log(checked: CheckedSpec, begin: int, end: int) -> Log:
     pane, horizon = duration_ms(spec.monitor.pane), duration_ms(spec.labels.horizon)
     sources = frozenset(spec.labels.source_rank)
     join = JoinRules(pane, horizon, HOUR_MS, spec.labels.source_rank, 400 * DAY_MS, HOUR_MS)
-    return Log(pane, horizon, WindowRules(pane, HOUR_MS, horizon, label_sources=sources), join, begin, end)
+    rules = WindowRules(pane, HOUR_MS, horizon, label_sources=sources)
+    return Log(pane, horizon, rules, join, spec.monitor.review_sample, begin, end)
 
 
 def _hours(event_time: Ints, pane_ms: int) -> Iterator[tuple[int, int]]:
@@ -259,7 +266,7 @@ class Scorer:
         rule = np.where(t.channel == "online", 0, -1)
         columns = Columns(
             ids, t.event_time, decision.astype(np.int64), duplicate, drawn, group, members,
-            self._calibration.predict(margin), t.fraud_kind > 0,
+            self._calibration.predict(margin), t.fraud_kind > 0, t.amount, t.channel == "online",
         )  # fmt: skip
         scores = [
             self._encode(
@@ -300,12 +307,15 @@ def _summary(columns: Columns, rule: Ints, amount: Ints, pane_ms: int) -> ScoreS
 
 @dataclass
 class Rows:
-    """The records, and what holds of each row: verdict (1 fraud, 0 genuine, -1 silent) and review weight (0: none)."""
+    """The records, and what holds of each row: verdict (1 fraud, 0 genuine, -1 silent), review weight (0: none) and the
+    review probability that the label states (NaN: none).
+    """
 
     columns: Columns
     pane: Ints
     verdict: Ints
     weight: Floats
+    stated: Floats
 
     @classmethod
     def of(cls, log: Log) -> Rows:
@@ -321,12 +331,14 @@ class Rows:
             if row not in holds or order > holds[row][0]:
                 holds[row] = order, label
         verdict, weight = np.full(len(columns.event_id), -1), np.zeros(len(columns.event_id))
+        probability = np.full(len(columns.event_id), np.nan)
         for row, (_, label) in holds.items():
             verdict[row] = label["label"] == "fraud"
-            stated = label.get("review_probability") if columns.decision[row] else None
+            stated = label.get("review_probability")
             if stated is not None:
-                weight[row] = 1 / float(f"{stated:.3g}")
-        return cls(columns, columns.event_time // log.pane_ms * log.pane_ms, verdict, weight)
+                probability[row] = stated
+                weight[row] = 1 / float(f"{stated:.3g}") if columns.decision[row] else 0.0
+        return cls(columns, columns.event_time // log.pane_ms * log.pane_ms, verdict, weight, probability)
 
 
 def _same_sample(log: Log, checked: CheckedSpec) -> bool:
@@ -431,10 +443,40 @@ def _check_recomputation(result: Result, rows: Rows, found: Found) -> None:
         result.check(f"{what} of every mature window equal the recomputation", number == 0)
 
 
+def _check_every_figure(result: Result, log: Log, rows: Rows, found: Found) -> None:
+    """Every figure of labels, as `monitor-thin` compares them."""
+    c = rows.columns
+    all_rows = monitor_labels.Rows(
+        np.array(DECISIONS)[c.decision], c.amount, c.duplicate, rows.verdict, rows.stated,
+        np.where(c.drawn, log.review_sample, np.nan), c.group, np.where(c.online, "online", ""),
+        np.full(len(rows.verdict), ""), {name: (c.members >> at & 1) > 0 for at, name in enumerate(MEMBERS)},
+    )  # fmt: skip
+    compared, different = 0, set[str]()
+    for pane, reported in found.items():
+        again = monitor_labels.labelled_figures(all_rows.take(np.flatnonzero(rows.pane == pane)))
+        of_labels = {(f.metric, f.dimension): f for f in reported if f.labelled}
+        different |= {metric for metric, _ in again.keys() ^ of_labels.keys()}
+        for key in again.keys() & of_labels.keys():
+            compared += 1
+            if not _same_figure(of_labels[key], again[key]):
+                different.add(key[0])
+    result.figures["metrics_different"] = sorted(different)
+    result.at_least("figures_of_labels_compared", compared, 200)
+    result.check("every figure of labels equals the recomputation", not different)
+
+
+def _same_figure(told: Figure, wanted: monitor_labels.Recomputed) -> bool:
+    numbers = [(told.value, wanted.value), (told.low, wanted.low), (told.high, wanted.high)]
+    numbers += [(told.statistics.get(name), value) for name, value in wanted.statistics.items()]
+    numbers += zip(told.interval or (None, None), wanted.interval or (None, None), strict=True)
+    counts = (told.numerator, told.denominator), (wanted.numerator, wanted.denominator)
+    return counts[0] == counts[1] and all(_close(*pair) for pair in numbers)
+
+
 def _cut(rows: Rows, inside: Bools) -> Rows:
     c = rows.columns
     cut = {name: getattr(c, name)[inside] for name in list(Columns.__annotations__)[1:]}
-    return Rows(Columns([], **cut), rows.pane[inside], rows.verdict[inside], rows.weight[inside])
+    return Rows(Columns([], **cut), rows.pane[inside], rows.verdict[inside], rows.weight[inside], rows.stated[inside])
 
 
 def _close(one: float | None, other: float | None) -> bool:

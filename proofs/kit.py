@@ -70,10 +70,21 @@ class Result:
     checks: dict[str, bool] = field(default_factory=dict)
     costs: set[str] = field(default_factory=set)
     figures: dict[str, Any] = field(default_factory=dict)
+    _must_fail: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        return bool(self.checks) and all(self.checks.values())
+        """Whether all checks hold. With BREAK=1 also if a check of `must_fail` holds, which then is blind."""
+        return bool(self.checks) and (all(self.checks.values()) or bool(self.unnoticed))
+
+    @property
+    def unnoticed(self) -> list[str]:
+        """The checks that hold although `must_fail` names them; none if the proof ended before it checked any."""
+        return [name for name in self._must_fail if self.checks.get(name, True)]
+
+    def must_fail(self, *names: str) -> None:
+        """With BREAK=1: the checks that the broken property must fail, each of them, or the proof notices nothing."""
+        self._must_fail += names
 
     def failed(self, *, but_costs: bool = False) -> list[str]:
         """The checks that do not hold; with `but_costs`, without those of costs."""

@@ -30,6 +30,7 @@ from proofs.kit import (
     wait_drained,
     wait_until,
 )
+from proofs.monitor_labels import Recomputed
 from proofs.monitor_recompute import NOT_RECOMPUTED, Logs, SubjectKey, recompute_all, wrong_figures
 from proofs.monitor_thin import WINDOWS, kill_in_transaction, loop_traffic, wait_said
 from stream_scorer.control.commands import catch_up, submit
@@ -105,20 +106,20 @@ def run(context: Context) -> Result:
             for version, folder in ((one, good), (two, bad))
         }
         logs = Logs.read(bootstrap, Topics(), manifests[one.manifest_sha256])
-        records = _settled(bootstrap, first, recompute_all(logs, manifests, WINDOWS, one.version))
+        expected = recompute_all(logs, manifests, WINDOWS, one.version)
+        records = _settled(bootstrap, first, expected, logs.horizon_ms)
         aborted = _aborted(bootstrap, Topics().outcomes)
         catch_up(log, history, log.end())
         log.close()
         incidents = [i for i in read_topic(bootstrap, Topics().incidents).decode(Incident) if i.kind == "verdict"]
-        result.check("the first monitor ends with exit 0", first.stop(10) == 0)
-        result.check("the scorer ends with exit 0", scorer.stop(10) == 0)
+        result.check("monitor and scorer end with exit 0", first.stop(10) == 0 == scorer.stop(10))
     result.figures |= {"kills_in_a_transaction": killing.in_transaction, "aborted_outcomes": aborted}
     result.at_least("kills_of_each_part", killing.kills, kills)
     if not few:
         result.check("aborted outcomes were there to be counted", aborted > 0)
     result.check("every record was scored once", len(set(logs.sources)) == len(logs.sources) == report.records)
     result.at_least("labels_joined", int((logs.verdict >= 0).sum()), 50 if few else 200)
-    _check_windows(result, recompute_all(logs, manifests, WINDOWS, one.version), records)
+    _check_windows(result, expected, records, logs.horizon_ms)
     _check_rollback(result, history, {incident.id for incident in incidents if incident.kind == "verdict"})
     return result
 
@@ -197,7 +198,9 @@ def _aborted(bootstrap: str, topic: str) -> int:
     return len(read_topic(bootstrap, topic, uncommitted=True)) - len(read_topic(bootstrap, topic))
 
 
-def _settled(bootstrap: str, monitor: Scorer, expected: dict[SubjectKey, Any]) -> list[MonitorMetric]:
+def _settled(
+    bootstrap: str, monitor: Scorer, expected: dict[SubjectKey, Recomputed], horizon_ms: int
+) -> list[MonitorMetric]:
     """What the monitor published once it is silent; a while longer if that differs from `expected`."""
     topic = Topics().monitor_metrics
     end, since, began = -1, time.monotonic(), time.monotonic()
@@ -208,13 +211,15 @@ def _settled(bootstrap: str, monitor: Scorer, expected: dict[SubjectKey, Any]) -
             end, since = now, time.monotonic()
         elif time.monotonic() - since > QUIET_S:
             records: list[MonitorMetric] = read_topic(bootstrap, topic).decode(MonitorMetric)
-            if not wrong_figures(expected, records) or time.monotonic() - began > GIVE_UP_S:
+            if not wrong_figures(expected, records, horizon_ms) or time.monotonic() - began > GIVE_UP_S:
                 return records
         time.sleep(0.5)
 
 
-def _check_windows(result: Result, expected: dict[SubjectKey, Any], records: list[MonitorMetric]) -> None:
-    wrong = wrong_figures(expected, records)
+def _check_windows(
+    result: Result, expected: dict[SubjectKey, Recomputed], records: list[MonitorMetric], horizon_ms: int
+) -> None:
+    wrong = wrong_figures(expected, records, horizon_ms)
     result.figures |= {
         "figures_compared": len(expected),
         "different": {name: len(found) for name, found in wrong.items()},

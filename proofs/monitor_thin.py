@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,8 +31,10 @@ from proofs.kit import (
     wait_drained,
     wait_until,
 )
-from proofs.monitor_recompute import LABELLED, NOT_RECOMPUTED, POSITIVE, TOLERANCE, Key, Logs, recompute
+from proofs.monitor_labels import POSITIVE, Recomputed
+from proofs.monitor_recompute import LABEL_METRICS, NOT_RECOMPUTED, Key, Logs, differs, recompute
 from stream_scorer.arrays import Bools
+from stream_scorer.bench.material import CARDS_SPEC
 from stream_scorer.clock import SystemClock
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.records import MonitorMetric
@@ -76,13 +77,14 @@ def run(context: Context) -> Result:
     result = Result()
     train_cards(context.folder, seed=context.seed, transactions=30_000)
     ensemble, truth = context.folder / "ensemble", context.folder / "truth.parquet"
+    spec = _spec_with_a_segment(context.folder)
     topics = Topics()
     with services("kafka", "redis") as (_stack, at), ThreadPoolExecutor(1) as pool, ExitStack() as lifetime:
         bootstrap = str(at.kafka)
         sabotage = "miscount-summaries" if context.broken else None
-        scorer = Scorer(context.folder, at, instance="scorer", ensemble=ensemble, sabotage=sabotage)
+        scorer = Scorer(context.folder, at, instance="scorer", ensemble=ensemble, spec=spec, sabotage=sabotage)
         windows = [word for panes in WINDOWS for word in ("--window", str(panes))]
-        monitor = Monitor(context.folder, at, ensemble, arguments=["--emit-every", "0.5", *windows])
+        monitor = Monitor(context.folder, at, ensemble, spec=spec, arguments=["--emit-every", "0.5", *windows])
         for process in (scorer, monitor):
             lifetime.callback(process.close)
         live = loop_traffic(context.seed, n, SMALL_SECONDS if few else SECONDS, bootstrap, truth)
@@ -100,7 +102,7 @@ def run(context: Context) -> Result:
         wait_drained(bootstrap, [scorer], timeout_s=120)
         logs = Logs.read(bootstrap, topics, json.loads((ensemble / "manifest.json").read_text()))
         expected = {key: row for panes in WINDOWS for key, row in recompute(logs, panes * logs.pane_ms).items()}
-        said = _converge(context, bootstrap, topics, monitor, expected)
+        said = _converge(context, bootstrap, topics, monitor, expected, logs.horizon_ms)
         aborted = {
             topic: len(read_topic(bootstrap, topic, uncommitted=True)) - len(read_topic(bootstrap, topic))
             for topic in (topics.outcomes, topics.score_summaries)
@@ -117,6 +119,16 @@ def run(context: Context) -> Result:
         result.at_least("labels_too_late", logs.late, 1)
     result.at_least("alerts", int((logs.decision != "approve").sum()), 40 if few else 200)
     return result
+
+
+def _spec_with_a_segment(folder: Path) -> Path:
+    """The spec of the cards with a segment, so that there are rates by segment. Its thresholds are the policy's."""
+    text, policy = CARDS_SPEC.read_text(encoding="utf-8"), "quorum: 0.5}"
+    assert policy in text
+    where = "{name: online, where: {channel: {in: [online]}}, review: 0.30, block: 0.80}"
+    spec = folder / "segments.yaml"
+    spec.write_text(text.replace(policy, f"quorum: 0.5, segments: [{where}]}}"), encoding="utf-8")
+    return spec
 
 
 def loop_traffic(seed: int, n: int, seconds: float, bootstrap: str, truth: Path) -> LiveTraffic:
@@ -232,7 +244,14 @@ class Said:
         return cls(every, last, stale)
 
 
-def _converge(context: Context, bootstrap: str, topics: Topics, monitor: Scorer, expected: Mapping[Key, Any]) -> Said:
+def _converge(
+    context: Context,
+    bootstrap: str,
+    topics: Topics,
+    monitor: Scorer,
+    expected: Mapping[Key, Recomputed],
+    horizon_ms: int,
+) -> Said:
     """What the monitor says once it has fallen silent; a while longer if that differs from `expected`."""
     began = time.monotonic()
     end, since = -1, began
@@ -245,7 +264,7 @@ def _converge(context: Context, bootstrap: str, topics: Topics, monitor: Scorer,
         quiet = time.monotonic() - since
         if quiet > QUIET_S and said is None:
             said = Said.read(bootstrap, topics)
-            if not differences(expected, said.last):
+            if not differences(expected, said.last, horizon_ms):
                 break
         if quiet > GIVE_UP_S and said is not None:
             break
@@ -254,19 +273,13 @@ def _converge(context: Context, bootstrap: str, topics: Topics, monitor: Scorer,
     return said
 
 
-def differences(expected: Mapping[Key, Any], last: Mapping[Key, MonitorMetric]) -> dict[str, int]:
+def differences(
+    expected: Mapping[Key, Recomputed], last: Mapping[Key, MonitorMetric], horizon_ms: int
+) -> dict[str, int]:
     """How many figures differ, by metric; one that only one side has differs."""
     found: dict[str, int] = {}
     for key in expected.keys() | last.keys():
-        told, wanted = last.get(key), expected.get(key)
-        if told is None or wanted is None:
-            same = False
-        else:
-            value, numerator, denominator = wanted
-            same = (told.numerator, told.denominator) == (numerator, denominator)
-            if value is not None:
-                same = same and told.value is not None and abs(told.value - value) <= TOLERANCE
-        if not same:
+        if differs(last.get(key), expected.get(key), horizon_ms):
             found[key[2]] = found.get(key[2], 0) + 1
     return found
 
@@ -301,16 +314,18 @@ def _unflagged_copies(logs: Logs) -> int:
     return found
 
 
-def _check_windows(result: Result, logs: Logs, expected: Mapping[Key, Any], said: Said) -> None:
-    wrong = differences(expected, said.last)
+def _check_windows(result: Result, logs: Logs, expected: Mapping[Key, Recomputed], said: Said) -> None:
+    wrong = differences(expected, said.last, logs.horizon_ms)
+    examples = [key for key in expected if differs(said.last.get(key), expected[key], logs.horizon_ms)][:3]
     drift = [
-        abs((said.last[key].value or 0.0) - row[0])
+        abs((said.last[key].value or 0.0) - (row.value or 0.0))
         for key, row in expected.items()
         if key[2] == "drift_score" and key in said.last
     ]
     result.figures |= {
         "figures_compared": len(expected),
         "figures_different": wrong,
+        "examples": [f"{said.last.get(key)}, by the log {expected[key]}" for key in examples],
         "drift_scores_compared": len(drift),
         "worst_drift_difference": float(max(drift, default=np.inf)),
         "records_said": len(said.every),
@@ -320,8 +335,12 @@ def _check_windows(result: Result, logs: Logs, expected: Mapping[Key, Any], said
     result.check("counts and alert rates equal the recomputation", not counted & wrong.keys())
     result.check("member alerts equal the recomputation", "member_alert_rate" not in wrong)
     result.check("drift scores equal the recomputation to 1e-9", "drift_score" not in wrong)
-    labelled = {*LABELLED, "fpr_money", "member_fpr"}
-    result.check("labelled counts equal the recomputation", not labelled & wrong.keys())
+    result.check(
+        "figures of labels equal the recomputation, with bounds and intervals", not {*LABEL_METRICS} & wrong.keys()
+    )
+    by_segment = sum(key[2] == "segment_fpr" for key in expected)
+    result.at_least("rates_of_a_segment", by_segment, 20)
+    result.figures["intervals_compared"] = sum(row.interval is not None for row in expected.values())
     result.check("every figure of every window equals, and none is on one side only", not wrong)
     result.check("the last record of a figure is its last revision", said.stale == 0)
     newest = max([int(logs.event_time.max()), *(m.window_end + m.label_age for m in said.every if m.label_age)])
@@ -371,7 +390,7 @@ class Truth:
 
 
 def _check_bounds(
-    result: Result, logs: Logs, expected: Mapping[Key, Any], said: Said, path: Path, *, few: bool
+    result: Result, logs: Logs, expected: Mapping[Key, Recomputed], said: Said, path: Path, *, few: bool
 ) -> None:
     """Every mature window of a closed pane, by the simulator's truth."""
     truth = Truth(logs, path)
@@ -431,19 +450,19 @@ def _holds(metric: MonitorMetric, truth: Truth) -> bool:
     return at is None or metric.low - 1e-12 <= at <= metric.high + 1e-12
 
 
-def _alerts(metric: MonitorMetric, expected: Mapping[Key, Any]) -> int:
+def _alerts(metric: MonitorMetric, expected: Mapping[Key, Recomputed]) -> int:
     length = metric.window_end - metric.window_start
-    return int(expected[metric.window_start, length, "alert_rate", metric.dimension][1])
+    return expected[metric.window_start, length, "alert_rate", metric.dimension].numerator or 0
 
 
-def _relative_width(windows: Sequence[MonitorMetric], expected: Mapping[Key, Any]) -> float:
+def _relative_width(windows: Sequence[MonitorMetric], expected: Mapping[Key, Recomputed]) -> float:
     """Mean width of bounds, by rows, against the alert rate: without any label the rate lies between 0 and that."""
     width = sum(((m.high or 0.0) - (m.low or 0.0)) * m.rows for m in windows)
     return width / max(sum(_alerts(m, expected) for m in windows), 1)
 
 
 def _measure(
-    result: Result, windows: Sequence[MonitorMetric], truth: Truth, expected: Mapping[Key, Any], label: str
+    result: Result, windows: Sequence[MonitorMetric], truth: Truth, expected: Mapping[Key, Recomputed], label: str
 ) -> list[MonitorMetric]:
     """Compare bounds with the truth, and answer those that miss it."""
     missed = [m for m in windows if not _holds(m, truth)]

@@ -111,6 +111,7 @@ class Published:
     lineage: list[LineageRow]
     places: list[int]
     alerts: list[Alert]
+    review_sample: list[Alert]
     summaries: list[ScoreSummary]
 
     @classmethod
@@ -127,6 +128,7 @@ class Published:
             read_lineage(bootstrap, topics),
             contributions.partition,
             read_topic(bootstrap, topics.alerts).decode(Alert),
+            read_topic(bootstrap, topics.review_sample).decode(Alert),
             read_topic(bootstrap, topics.score_summaries).decode(ScoreSummary),
         )
 
@@ -152,6 +154,9 @@ def check_outputs(found: Findings, published: Published) -> None:
     found.require(same, "outputs: scores, contributions and lineage have different events or another order")
     alerted = [s.event_id for s in published.scores if s.decision != "approve"]
     found.require([a.event_id for a in published.alerts] == alerted, "outputs: alerts do not follow from the scores")
+    drawn = [s.event_id for s in published.scores if s.review_propensity is not msgspec.UNSET]
+    same = [a.event_id for a in published.review_sample] == drawn
+    found.require(same, "outputs: the review sample does not follow from the scores")
     summed = Counter[tuple[str, str]]()
     for summary in published.summaries:
         summed[summary.version, summary.arm] += sum(pane.rows for pane in summary.panes)
@@ -387,7 +392,8 @@ def expected_windows(world: World) -> dict[SubjectKey, Any]:
 
 def compare_windows(world: World, expected: dict[SubjectKey, Any]) -> dict[str, list[str]]:
     """Figures that differ from `expected`, by metric, with what the monitor published last."""
-    return wrong_figures(expected, read_topic(world.bootstrap, Topics().monitor_metrics).decode(MonitorMetric))
+    records = read_topic(world.bootstrap, Topics().monitor_metrics).decode(MonitorMetric)
+    return wrong_figures(expected, records, duration_ms(world.parts.checked.spec.labels.horizon))
 
 
 def explain_windows(world: World, expected: dict[SubjectKey, Any]) -> list[str]:
@@ -424,7 +430,7 @@ def _explain_labels(world: World) -> list[str]:
     topics, labels_of = Topics(), world.parts.checked.spec.labels
     scores = read_topic(world.bootstrap, topics.scores)
     decoded, labels = scores.decode(Score), read_topic(world.bootstrap, topics.labels)
-    holds, _, _ = verdicts(decoded, labels, labels_of.source_rank, 2 * duration_ms(labels_of.horizon), BAD)
+    holds = verdicts(decoded, labels, labels_of.source_rank, 2 * duration_ms(labels_of.horizon), BAD).verdict
     outcomes, committed = read_topic(world.bootstrap, topics.outcomes, uncommitted=True), set[tuple[int, int]]()
     content = read_topic(world.bootstrap, topics.outcomes)
     committed.update(zip(content.partition, content.offset, strict=True))
