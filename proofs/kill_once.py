@@ -1,7 +1,9 @@
 """kill-once: whatever is killed, every input record has exactly one output, and features count each event id once.
 
 One partitioned backlog is drained by a scorer that is killed with `kill -9` at seeded points of progress, always with
-lag, many times with a transaction open, while a second scorer joins and leaves. 20 % of the event ids are sent twice.
+lag, many times with a transaction open, while a second scorer joins and leaves. 20 % of the event ids are sent twice,
+and 1 % of the records are garbage, which has one dead letter each. Alerts, review sample and summaries are those of the
+scores.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 
+import msgspec
 import numpy as np
 
 from proofs.kit import (
@@ -18,6 +21,7 @@ from proofs.kit import (
     Ends,
     Result,
     Scorer,
+    TopicContent,
     cards,
     publish,
     read_lineage,
@@ -31,17 +35,21 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.features.engine import EventBatch, FeatureEngine
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition, Span
-from stream_scorer.records import MISSING, Contribution, Score
+from stream_scorer.records import MISSING, Alert, Contribution, Score, ScoreSummary
 from stream_scorer.serde.columns import take_labels
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
+from stream_scorer.simulate.garbage import GarbageMaker
 from stream_scorer.simulate.generate import generate
 from stream_scorer.state.client import connect
 from stream_scorer.state.row_format import HASH, KIND, unpack
 from stream_scorer.state.rows import MemoryRowStore
 
 N = 200_000
+GARBAGE = 0.01
+# Beginning of the keys of garbage.
+BAD = b"bad-"
 # A run that is scaled down for `make test` has fewer kills, and says so in its figures.
 KILLS, MIN_KILLS, MIN_OPEN = 10, 5, 3
 SMALL, SMALL_KILLS, SMALL_MIN_KILLS, SMALL_MIN_OPEN = 30_000, 2, 1, 1
@@ -59,7 +67,7 @@ def run(context: Context, kills: int = KILLS, shards: int = 1) -> Result:
         bootstrap = str(at.kafka)
         publish(bootstrap, topics.transactions, keys, values)
         context.say(f"{len(values)} records published, {n} distinct")
-        sabotage = "outputs-outside" if context.broken else None
+        sabotage = "outputs-outside,count-duplicates" if context.broken else None
         first, second = (
             Scorer(
                 context.folder,
@@ -81,14 +89,14 @@ def run(context: Context, kills: int = KILLS, shards: int = 1) -> Result:
         _storm(context, result, bootstrap, first, second, len(values), rng, kills)
         wait_drained(bootstrap, [first], timeout_s=240)
         result.check("SIGTERM ends the scorer with exit 0 in 10 s", first.stop(10) == 0)
-        _check_outputs(result, bootstrap, keys, values)
+        _check_outputs(context, result, bootstrap, keys, values)
         without = check_features(result, bootstrap, str(at.redis), ("customer.", "customer_rhythm."))
         result.check("every score has its features", without == 0)
     return result
 
 
 def _input(n: int, seed: int, rng: np.random.Generator) -> tuple[list[bytes], list[bytes]]:
-    """Keys and values of `n` transactions, 20 % of them sent once more a little later, byte for byte."""
+    """Keys and values of `n` transactions, 20 % of them sent once more a little later, byte for byte, and garbage."""
     config = SimulationConfig(
         seed=seed, customers=max(n // 40, 50), terminals=max(n // 150, 20), days=None, transactions=n
     )
@@ -98,7 +106,11 @@ def _input(n: int, seed: int, rng: np.random.Generator) -> tuple[list[bytes], li
     place = np.concatenate([np.arange(len(values), dtype=np.float64), again + rng.uniform(0.5, 2_000.0, len(again))])
     order = np.argsort(place, kind="stable")
     index = np.concatenate([np.arange(len(values)), again])[order].tolist()
-    return [keys[i] for i in index], [values[i] for i in index]
+    keys, values = [keys[i] for i in index], [values[i] for i in index]
+    maker = GarbageMaker(rng, max_oversized=0)  # these are megabytes
+    for row in np.flatnonzero(rng.random(len(values)) < GARBAGE).tolist():
+        keys[row], values[row] = b"%b%d" % (BAD, row), maker.make(values[row])[1]
+    return keys, values
 
 
 def _storm(
@@ -182,7 +194,7 @@ def _stop_in_a_transaction(ends: Ends, scorer: Scorer) -> None:
     raise TimeoutError("no transaction stayed open when the scorer was suspended")
 
 
-def _check_outputs(result: Result, bootstrap: str, keys: list[bytes], values: list[bytes]) -> None:
+def _check_outputs(context: Context, result: Result, bootstrap: str, keys: list[bytes], values: list[bytes]) -> None:
     topics = Topics()
     inputs = read_topic(bootstrap, topics.transactions)
     scores = read_topic(bootstrap, topics.scores)
@@ -190,18 +202,23 @@ def _check_outputs(result: Result, bootstrap: str, keys: list[bytes], values: li
     dead = read_topic(bootstrap, topics.dead_letters)
     written = len(read_topic(bootstrap, topics.scores, uncommitted=True))
     sources = Counter((c.source.partition, c.source.offset) for c in contributions.decode(Contribution))
-    wanted = set(zip(inputs.partition, inputs.offset, strict=True))
+    places = list(zip(inputs.partition, inputs.offset, strict=True))
+    wanted = {place for place, key in zip(places, inputs.key, strict=True) if not (key or b"").startswith(BAD)}
+    good = [value for key, value in zip(keys, values, strict=True) if not key.startswith(BAD)]
     result.figures |= {
         "inputs": len(inputs),
-        "event_ids_sent_twice": len(values) - len(set(values)),
+        "event_ids_sent_twice": len(good) - len(set(good)),
         "scores": len(scores),
         "aborted_records": written - len(scores),
         "lost": len(wanted - set(sources)),
         "doubled": sum(count - 1 for count in sources.values()),
     }
     result.at_least("aborted_records", written - len(scores), 1)
+    result.at_least("garbage", len(values) - len(good), 20)
     result.check("inputs are all there", len(inputs) == len(values) == len(keys))
-    result.check("one score for each input", len(scores) == len(inputs) and len(dead) == 0)
+    result.check("one score for each good input", len(scores) == len(good))
+    letters = Counter((int(h["source.partition"] or -1), int(h["source.offset"] or -1)) for h in dead.headers)
+    result.check("one dead letter for each bad one", letters == Counter(set(places) - wanted))
     result.check("one contribution record for each input offset", set(sources) == wanted and max(sources.values()) == 1)
     records = scores.decode(Score)
     result.check(
@@ -215,6 +232,45 @@ def _check_outputs(result: Result, bootstrap: str, keys: list[bytes], values: li
         "every second copy is flagged as a duplicate",
         sum(s.duplicate for s in records) == result.figures["event_ids_sent_twice"],
     )
+    _check_followers(result, bootstrap, records, len(dead), few=len(values) < SMALL)
+    if context.broken:
+        result.must_fail("one score for each good input", "summaries have the counts of the scores")
+        result.must_fail("every second copy is flagged as a duplicate", "no event id stands twice in a row")
+        if len(values) >= SMALL:  # what a few aborted batches held may have no alert
+            result.must_fail("one alert for each score with another decision than approve")
+
+
+def _check_followers(result: Result, bootstrap: str, scores: list[Score], dead: int, *, few: bool) -> None:
+    """Alerts, review sample and summaries follow from `scores`, which are in log order."""
+    topics = Topics()
+    alerts, sample = (read_topic(bootstrap, topic).decode(Alert) for topic in (topics.alerts, topics.review_sample))
+    result.check(
+        "one alert for each score with another decision than approve",
+        [_common(alert) for alert in alerts] == [_common(s) for s in scores if s.decision != "approve"],
+    )
+    drawn = [s for s in scores if s.review_propensity is not msgspec.UNSET]
+    result.check(
+        "the review sample has the scores that it drew", [_common(a) for a in sample] == list(map(_common, drawn))
+    )
+    if not few:  # one transaction in a thousand is drawn
+        result.at_least("drawn_for_review", len(drawn), 20)
+    counted, wanted = Counter[str](), Counter[str]({"dead letters": dead, "drawn": len(drawn)})
+    for summary in read_topic(bootstrap, topics.score_summaries).decode(ScoreSummary):
+        counted["dead letters"] += summary.dead_letters
+        for pane in summary.panes:
+            counted.update({"rows": pane.rows, "duplicates": pane.duplicates, "drawn": pane.sampled} | pane.decisions)
+            counted.update({f"money {decision}": money for decision, money in pane.money.items()})
+    for score in scores:
+        wanted.update({"rows": 1, "duplicates": int(score.duplicate), score.decision: 1})
+        wanted[f"money {score.decision}"] += score.value
+    result.figures["summaries_differ"] = {name: counted[name] - wanted[name] for name in counted | wanted
+                                          if counted[name] != wanted[name]}  # fmt: skip
+    result.check("summaries have the counts of the scores", not result.figures["summaries_differ"])
+
+
+def _common(score: Score) -> tuple[object, ...]:
+    """What an alert has in common with its score."""
+    return tuple(getattr(score, name) for name in Score.__struct_fields__)
 
 
 def check_features(result: Result, bootstrap: str, redis_url: str, views: tuple[str, ...]) -> int:
@@ -224,7 +280,7 @@ def check_features(result: Result, bootstrap: str, redis_url: str, views: tuple[
     say that they were made without them; those are not compared.
     """
     checked = cards()
-    inputs = read_topic(bootstrap, Topics().transactions)
+    inputs = _without_garbage(read_topic(bootstrap, Topics().transactions))
     transactions, rejected = TransactionDecoder(checked).decode(inputs.value, np.array(inputs.timestamp))
     assert not rejected
     limit = checked.spec.limits.row_entries
@@ -268,6 +324,12 @@ def check_features(result: Result, bootstrap: str, redis_url: str, views: tuple[
     result.figures["feature_rows_different"] = differences
     result.check("features equal a recomputation from the log", differences == 0 and len(served) > without)
     return without
+
+
+def _without_garbage(inputs: TopicContent) -> TopicContent:
+    chosen = [i for i, key in enumerate(inputs.key) if not (key or b"").startswith(BAD)]
+    columns = (getattr(inputs, name) for name in TopicContent.__annotations__)
+    return TopicContent(*([column[i] for i in chosen] for column in columns))
 
 
 def _recompute(checked, values, timestamps):  # type: ignore[no-untyped-def]
