@@ -8,8 +8,8 @@ from the time at which a transaction was due, which is its event time, to the ti
 is late does not hide a delay.
 
 What may grow is compared between the second and the last quarter of the run: the first quarter fills caches. Redis has
-limits per key instead, because rows of entities still grow. `N` is the length of the load in seconds; below `SHORT_S`
-the rate is lower, and latency and disk are printed only.
+limits per key and per entity instead, because rows of entities still grow; its keys are also counted by kind. `N` is
+the length of the load in seconds; below `SHORT_S` the rate is lower, and latency and disk are printed only.
 """
 
 from __future__ import annotations
@@ -62,6 +62,11 @@ DESCRIPTORS, THREADS = 8, 4
 REDIS_BYTES_PER_KEY = 12_000
 # The share of Redis' memory that is not in keys.
 REDIS_SHARE_OUTSIDE_KEYS = 0.25
+# Keys: one row per entity that was sent, and beside them witnesses (in 8,192 sets per 30 days), applied offsets and the
+# windows of the monitor. These others are small.
+KEYS_BESIDE, OTHERS_MIB = 25_000, 64.0
+# Redis grows by the rows of new entities, while those of older ones fill up: a full row for each new one, and a half.
+REDIS_BYTES_PER_NEW_ENTITY, REDIS_GROWTH_MIB = 16_000, 64.0
 # Keys whose memory is measured at each reading.
 KEYS_SAMPLED = 200
 # The label joiner keeps a decision for two label ages; the cache holds the versions that served.
@@ -73,7 +78,7 @@ P99_TIMES = 1.2
 class Sample:
     """One reading. `at` in seconds since the start of the load; memory and disk in bytes.
 
-    `per_key`: mean memory of a key of Redis, from random ones.
+    `rows`: keys of Redis. `entities`: different ones that were sent. `per_key`: mean memory of a key, from random ones.
     """
 
     at: float
@@ -83,6 +88,7 @@ class Sample:
     threads: dict[str, int]
     redis: int
     rows: int
+    entities: int
     per_key: float
     disk: int
 
@@ -134,6 +140,7 @@ def run(context: Context) -> Result:
                 wait_drained(bootstrap, [scorer], timeout_s=DRAIN_S)
                 while meter.read_scores(follower):
                     pass
+                _judge_keys(result, keys_by_kind(redis), len(traffic.entities))
             result.check("SIGTERM ends scorer and monitor with exit 0", scorer.stop(10) == 0 == monitor.stop(10))
         finally:
             traffic.stop()
@@ -188,6 +195,7 @@ class _Traffic:
 
     Attributes:
         began_ms: event time of the first transaction.
+        entities: field and id of all that were sent, or soon will be.
     """
 
     def __init__(self, bootstrap: str, seed: int, rate: int, seconds: int) -> None:
@@ -203,6 +211,7 @@ class _Traffic:
         self._error: BaseException | None = None
         self.sent = 0
         self.began_ms = 0
+        self.entities: set[tuple[str, str]] = set()
 
     def start(self) -> None:
         """Begin."""
@@ -225,6 +234,9 @@ class _Traffic:
                 labels: Iterator[tuple[bytes, bytes]] = iter(())
                 for block in range(self._blocks):
                     transactions = self._block(block)
+                    for field_ in ("customer_id", "terminal_id", "device_id", "network_id"):
+                        ids = set(getattr(transactions, field_).tolist()) - {None}
+                        self.entities |= {(field_, name) for name in ids}
                     keys, values = encode_keys(transactions.customer_id), encode_values(transactions)
                     for low in range(0, len(keys), self._rate // 50):
                         due_ms = int(transactions.event_time[low])
@@ -311,6 +323,7 @@ class _Meter:
                 {name: fields["Threads"] for name, fields in status.items()},
                 int(self._redis.info("memory")["used_memory"]),
                 int(self._redis.dbsize()),
+                len(self._traffic.entities),
                 self._bytes_per_key(),
                 sum(p.stat().st_size for name in ("monitor", "cache") for p in _files(self._folder / name)),
             )
@@ -393,6 +406,33 @@ def _judge(result: Result, samples: list[Sample], latencies: Latencies, seconds:
         )
 
 
+def keys_by_kind(redis: Any) -> dict[str, tuple[int, int]]:
+    """Number of the keys of Redis, and bytes except those of rows, by kind."""
+    found = {"rows": (0, 0), "witnesses": (0, 0), "others": (0, 0)}
+    keys: list[bytes] = []
+    for key in redis.scan_iter(count=5_000):
+        if b"stream-scorer:rows:" in key and b":r:" in key:
+            found["rows"] = (found["rows"][0] + 1, 0)
+        else:
+            keys.append(key)
+    for low in range(0, len(keys), 5_000):
+        pipeline = redis.pipeline(transaction=False)
+        for key in keys[low : low + 5_000]:
+            pipeline.memory_usage(key)
+        for key, used in zip(keys[low : low + 5_000], pipeline.execute(), strict=True):
+            kind = "witnesses" if b":seen:" in key else "others"
+            found[kind] = (found[kind][0] + 1, found[kind][1] + (used or 0))
+    return found
+
+
+def _judge_keys(result: Result, kinds: dict[str, tuple[int, int]], entities: int) -> None:
+    """At the end there is at most one row for each entity, and what is beside rows is small."""
+    result.figures |= {"redis_keys_by_kind": kinds, "entities": entities}
+    result.check("Redis: at most one row for each entity", 0 < kinds["rows"][0] <= entities)
+    others = (kinds["witnesses"][1] + kinds["others"][1]) / MIB
+    result.check(f"Redis: keys that are no rows have at most {OTHERS_MIB:.0f} MiB", others <= OTHERS_MIB)
+
+
 def _judge_redis(result: Result, before: list[Sample], after: list[Sample]) -> None:
     """Redis uses a limited number of bytes per key, and a limited share of its memory outside of keys."""
     per_key = [float(np.median([s.redis / max(s.rows, 1) for s in part])) for part in (before, after)]
@@ -403,4 +443,13 @@ def _judge_redis(result: Result, before: list[Sample], after: list[Sample]) -> N
     result.check(
         f"Redis: at most {REDIS_BYTES_PER_KEY:,} bytes per key, and {REDIS_SHARE_OUTSIDE_KEYS:.0%} outside of keys",
         per_key[1] <= REDIS_BYTES_PER_KEY and outside[1] <= REDIS_SHARE_OUTSIDE_KEYS,
+    )
+    beside = max(s.rows - s.entities for s in after)
+    grown = float(np.median([s.redis for s in after]) - np.median([s.redis for s in before]))
+    new = after[-1].entities - before[0].entities
+    result.figures |= {"redis_keys_beside_rows": beside, "redis_bytes_per_new_entity": round(grown / max(new, 1))}
+    result.check(f"Redis: at most {KEYS_BESIDE:,} keys more than entities", beside <= KEYS_BESIDE)
+    result.check(
+        f"Redis: grows by at most {REDIS_BYTES_PER_NEW_ENTITY:,} bytes for each new entity",
+        grown <= REDIS_BYTES_PER_NEW_ENTITY * new + REDIS_GROWTH_MIB * MIB,
     )
