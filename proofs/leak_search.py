@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import html
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +27,23 @@ def card_numbers(count: int, seed: int) -> list[str]:
     return [f"4{body:014d}{_check_digit(f'4{body:014d}')}" for body in bodies]
 
 
-def _basic(user: str, secret: str) -> str:
-    """The credentials of basic authentication (RFC 7617)."""
-    return base64.b64encode(f"{user}:{secret}".encode()).decode()
+def _basic(user: str, charset: str, secret: str) -> str:
+    """The credentials of basic authentication (RFC 7617); some clients encode them in Latin-1."""
+    return base64.b64encode(f"{user}:{secret}".encode(charset)).decode()
+
+
+# How a secret with quotes, backslashes and other letters is written: in JSON with and without escapes, by Python and in
+# pages.
+_WRITTEN: tuple[Callable[[str], str], ...] = (
+    str,
+    lambda s: quote(s, safe=""),
+    quote,
+    lambda s: json.dumps(s)[1:-1],
+    lambda s: json.dumps(s, ensure_ascii=False)[1:-1],
+    lambda s: repr(s)[1:-1],
+    lambda s: json.dumps(json.dumps(s)[1:-1])[1:-1],
+    html.escape,
+)
 
 
 def _common_prefix(forms: list[bytes]) -> bytes:
@@ -57,8 +73,8 @@ class Search:
     """The search for `cards`, and for `secrets` by name, in areas by name.
 
     A card number counts in decimal digits, and in binary areas also as an integer of 8 bytes or as its hash without a
-    key (xxh3), which anybody can reverse by trying all numbers. A secret counts as it is, quoted for a URL, or as
-    basic authentication of one of `users`.
+    key (xxh3), which anybody can reverse by trying all numbers. A secret counts as it is, quoted for a URL,
+    escaped for JSON, Python or HTML, or as basic authentication of one of `users`.
     """
 
     def __init__(self, cards: Sequence[str], secrets: Mapping[str, str], users: Iterable[str]) -> None:
@@ -69,8 +85,8 @@ class Search:
         self._integers = np.unique(np.array([*numbers, *hashes], dtype=np.uint64).view(np.int64))
         # By what all forms of one kind begin with: a text without it is searched once for all secrets.
         self._secrets: dict[bytes, dict[bytes, str]] = {}
-        kinds: list[Callable[[str], str]] = [str, lambda s: quote(s, safe="")]
-        kinds += [partial(_basic, user) for user in users]
+        kinds: list[Callable[[str], str]] = [*_WRITTEN]
+        kinds += [partial(_basic, user, charset) for user in users for charset in ("utf-8", "latin-1")]
         for form in kinds:
             forms = {form(secret).encode(): name for name, secret in secrets.items()}
             self._secrets.setdefault(_common_prefix(list(forms)), {}).update(forms)

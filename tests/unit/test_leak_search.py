@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
+import json
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import xxhash
@@ -51,6 +54,14 @@ def test_a_secret_is_found_in_every_form_and_counted_once(search: Search, tmp_pa
         found = Search(CARDS, {"redis": SECRET}, ["ann"])
         found.look("here", [b"before " + form])
         assert found.areas["here"].secrets == {"redis"}
+    odd = 'planted-@/#%"\\ü'
+    written = [odd, quote(odd), quote(odd, safe=""), json.dumps(odd), json.dumps(odd, ensure_ascii=False), repr(odd)]
+    written += [json.dumps({"message": json.dumps(odd)}), html.escape(odd)]
+    basics = [base64.b64encode(f"ann:{odd}".encode(charset)) for charset in ("utf-8", "latin-1")]
+    for blob in [*(text.encode() for text in written), *basics]:
+        found = Search(CARDS, {"redis": odd}, ["ann"])
+        found.look("here", [b"before " + blob])
+        assert found.areas["here"].secrets == {"redis"}, blob
     (tmp_path / "hunter2.log").write_text("nothing")
     search.look_at_files("files", [tmp_path / "hunter2.log"])
     assert (search.found("secrets"), search.found("cards")) == (1, 0)
