@@ -9,7 +9,7 @@ from typing import Any
 
 
 def outputs_outside_the_transaction() -> None:
-    """Scores go out by a plain producer: what an aborted batch wrote stays visible."""
+    """Scores, alerts and summaries go out by a plain producer: what an aborted batch wrote stays visible."""
     from confluent_kafka import Producer
 
     from stream_scorer.kafka.config import producer_config
@@ -19,7 +19,7 @@ def outputs_outside_the_transaction() -> None:
     plain: list[Producer] = []
 
     def produce(self: Any, topic: str, partition: int, key: Any, value: Any, headers: Any = None) -> None:
-        if not topic.endswith("scores"):
+        if not topic.endswith(("scores", "alerts", "score-summaries")):
             inside(self, topic, partition, key, value, headers)
             return
         if not plain:
@@ -89,6 +89,13 @@ def score_halves_of_batches() -> None:
 
     Scoring.__init__ = remember  # type: ignore[method-assign]
     OutputWriter._in_order = halves  # type: ignore[method-assign]
+
+
+def forget_last_good() -> None:
+    """The last good version is dropped when another one is promoted, so a rollback has to load it."""
+    from stream_scorer.control import follower, state
+
+    follower.versions_of = lambda wanted: list(dict.fromkeys(state._in_play(wanted)))  # type: ignore[attr-defined]
 
 
 def accept_stale_commands() -> None:
@@ -242,6 +249,37 @@ def ignore_sensitive() -> None:
     CheckedSpec.sensitive_fields = property(lambda _: [])  # type: ignore[method-assign, assignment]
 
 
+def log_secrets_as_a_library_does() -> None:
+    """No property is broken: a library logs all settings of the environment, and what is in the files of secrets."""
+    import logging
+    import os
+    from pathlib import Path
+
+    from stream_scorer.cli import options
+
+    configure = options.configure  # type: ignore[attr-defined]
+
+    def configure_and_log(*arguments: Any) -> None:
+        configure(*arguments)
+        given = {name: value for name, value in os.environ.items() if name.startswith("STREAM_SCORER_")}
+        files = [Path(value).read_text(encoding="utf-8") for name, value in given.items() if name.endswith("_FILE")]
+        for text in (*given.values(), *files):
+            # Not as an argument: of the same message, only the first one is logged.
+            logging.getLogger("a.library").warning(f"connecting with {text.strip()}")
+
+    options.configure = configure_and_log  # type: ignore[attr-defined]
+
+
+def keep_secrets_in_texts() -> None:
+    """Nothing is removed from logs and messages."""
+    from stream_scorer.cli import main as module
+    from stream_scorer.ensemble import registry
+    from stream_scorer.observability import logs
+
+    for user in (logs, module, registry):
+        user.scrub = lambda text, _secrets=(): text  # type: ignore[attr-defined]
+
+
 def raw_errors() -> None:
     """Errors reach the person as they were raised."""
     from stream_scorer.cli import main as module
@@ -375,6 +413,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "drop-bad": drop_bad_records,
     "bend-contributions": bend_contributions,
     "halves-of-batches": score_halves_of_batches,
+    "forget-last-good": forget_last_good,
     "stale-commands": accept_stale_commands,
     "faulty-member": put_a_faulty_member,
     "faulty-member-unguarded": put_a_faulty_member_unguarded,
@@ -385,6 +424,8 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "unaligned": hand_on_as_fetched,
     "blind-watch": see_no_rise,
     "ignore-sensitive": ignore_sensitive,
+    "library-logs-secrets": log_secrets_as_a_library_does,
+    "no-scrub": keep_secrets_in_texts,
     "raw-errors": raw_errors,
     "handicap": handicap,
     "keep-batches": keep_batches,

@@ -4,8 +4,10 @@ A real scorer is loaded open-loop while commands go to `control`: a shadow, a ca
 rollback, a member disabled and enabled, another promotion and its confirmation, retirement. Afterwards: every
 transaction has one score; no micro-batch was scored under two commands; every score has the version, arm, alternatives
 and members that the command in force asks for; commands take force in order; and `stream-scorer verify` computes every
-score again from its record. Figures: how long each command took to be in force, how long the bad version went on after
-its rollback, the longest pause and the latency around each swap.
+score again from its record. During the rollbacks, the files of the version that returns are not in the cache, so that
+it cannot be loaded again; the bad version goes on for at most two seconds (not required of a small form). Figures: how
+long each command took to be in force, how long the bad version went on after its rollback, the longest pause and the
+latency around each swap.
 
 `N` is the least number of transactions. A small one has less load, and a candidate with other weights instead
 of one that is trained.
@@ -18,6 +20,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +123,7 @@ def run(context: Context) -> Result:
             instance="scorer",
             ensemble=folders[0] / "ensemble",
             arguments=["--cache", str(cache)],
-            sabotage="halves-of-batches" if context.broken else None,
+            sabotage="halves-of-batches,forget-last-good" if context.broken else None,
         )
         scorer.start()
         log, history = ControlLog(bootstrap, topics.control), History()
@@ -133,13 +137,18 @@ def run(context: Context) -> Result:
             time.sleep(_WARM_UP_S)
             dwell = max(n / rate / len(steps), _LEAST_DWELL_S)
             catch_up(log, history, log.end())
-            expected, told = {0: Expected(a)}, []
+            expected, told, rolled_back = {0: Expected(a)}, [], 0
             for action, more, wanted in steps:
-                began, at_ms = time.monotonic(), time.time_ns() // 1_000_000
-                entry = submit(log, history, _command(action, at_ms, more))
-                assert not entry.refused, entry.refused
-                expected[entry.offset] = wanted
-                wait_until(f"{action} is in force", lambda o=entry.offset: _in_force(statuses, o), 60, pause_s=0.005)
+                with _without_files(cache, a) if action == "rollback" else nullcontext():
+                    began, at_ms = time.monotonic(), time.time_ns() // 1_000_000
+                    entry = submit(log, history, _command(action, at_ms, more))
+                    assert not entry.refused, entry.refused
+                    expected[entry.offset] = wanted
+                    found = _await_force(statuses, entry.offset)
+                    if action == "rollback":
+                        rolled_back += found
+                if not found:
+                    assert _await_force(statuses, entry.offset), f"{action} is not in force"
                 told.append((action, entry.offset, at_ms, round(1e3 * (time.monotonic() - began))))
                 context.say(f"{action}: in force after {told[-1][3]} ms")
                 _dwell(ends, dwell)
@@ -179,7 +188,33 @@ def run(context: Context) -> Result:
         lineage,
         b,
     )
+    result.check("a rollback needs no file of the version that returns", rolled_back == 2)
+    if n >= SMALL:
+        result.check(f"the bad version goes on for at most {TARGET_S:g} s", result.figures["target_reached"])
+    if context.broken:
+        result.must_fail("no micro-batch was scored under two commands")
+        result.must_fail("a rollback needs no file of the version that returns")
     return result
+
+
+@contextmanager
+def _without_files(cache: Path, version: str) -> Iterator[None]:
+    """Inside the block, the files of `version` are not in the cache."""
+    found = next(iter(cache.glob(f"ensembles/{version.removeprefix('local-')}*")))
+    aside = found.rename(cache / f"aside-{found.name}")
+    try:
+        yield
+    finally:
+        if not found.exists():
+            aside.rename(found)
+
+
+def _await_force(statuses: ControlLog, offset: int) -> bool:
+    """Whether the command at `offset` takes force."""
+    with suppress(AssertionError):
+        wait_until("the command is in force", lambda: _in_force(statuses, offset), 60, pause_s=0.005)
+        return True
+    return False
 
 
 def _command(action: str, at_ms: int, more: dict[str, Any]) -> Any:
