@@ -428,7 +428,7 @@ def _judge(context: Context, result: Result, search: Search, plan: Plan, records
     areas, cards = search.areas, len(plan.cards)
     result.figures["transactions"] = records
     result.at_least("planted_cards", len(set(plan.cards)), context.n or N)
-    result.at_least("planted_secrets", len(set(plan.secrets.values())), 25)
+    result.at_least("planted_secrets", len(set(plan.secrets.values())), 27)
     for topic in ("scores", "contributions"):
         result.at_least(f"items_of_{topic}", areas[f"topic {topic}"].items, 2 * 2 * cards)
     result.at_least("items_of_alerts", areas["topic alerts"].items, 40)

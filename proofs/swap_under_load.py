@@ -5,9 +5,8 @@ rollback, a member disabled and enabled, another promotion and its confirmation,
 transaction has one score; no micro-batch was scored under two commands; every score has the version, arm, alternatives
 and members that the command in force asks for; commands take force in order; and `stream-scorer verify` computes every
 score again from its record. During the rollbacks, the files of the version that returns are not in the cache, so that
-it cannot be loaded again; the bad version goes on for at most two seconds (not required of a small form). Figures: how
-long each command took to be in force, how long the bad version went on after its rollback, the longest pause and the
-latency around each swap.
+it cannot be loaded again; the bad version goes on for at most two seconds. Figures: how long each command took to be in
+force, how long the bad version went on after its rollback, the longest pause and the latency around each swap.
 
 `N` is the least number of transactions. A small one has less load, and a candidate with other weights instead
 of one that is trained.
@@ -62,6 +61,8 @@ SMALL, SMALL_RATE = 50_000, 300
 # Commands may take longer than planned: the load goes on for at most so long.
 _SPARE_S = 60
 TARGET_S = 2.0
+# A version that would have to be loaded does not serve however long it is waited for.
+_WITHOUT_FILES_S = 20
 MEMBER = "xgb"
 _AROUND_MS = 1_000
 # A swap at a time of its own: other swaps' effects are over.
@@ -144,11 +145,11 @@ def run(context: Context) -> Result:
                     entry = submit(log, history, _command(action, at_ms, more))
                     assert not entry.refused, entry.refused
                     expected[entry.offset] = wanted
-                    found = _await_force(statuses, entry.offset)
+                    found = _await_force(statuses, entry.offset, _WITHOUT_FILES_S if action == "rollback" else 60)
                     if action == "rollback":
                         rolled_back += found
                 if not found:
-                    assert _await_force(statuses, entry.offset), f"{action} is not in force"
+                    assert _await_force(statuses, entry.offset, 60), f"{action} is not in force"
                 told.append((action, entry.offset, at_ms, round(1e3 * (time.monotonic() - began))))
                 context.say(f"{action}: in force after {told[-1][3]} ms")
                 _dwell(ends, dwell)
@@ -189,8 +190,7 @@ def run(context: Context) -> Result:
         b,
     )
     result.check("a rollback needs no file of the version that returns", rolled_back == 2)
-    if n >= SMALL:
-        result.check(f"the bad version goes on for at most {TARGET_S:g} s", result.figures["target_reached"])
+    result.check(f"the bad version goes on for at most {TARGET_S:g} s", result.figures["target_reached"], cost=True)
     if context.broken:
         result.must_fail("no micro-batch was scored under two commands")
         result.must_fail("a rollback needs no file of the version that returns")
@@ -209,10 +209,10 @@ def _without_files(cache: Path, version: str) -> Iterator[None]:
             aside.rename(found)
 
 
-def _await_force(statuses: ControlLog, offset: int) -> bool:
-    """Whether the command at `offset` takes force."""
+def _await_force(statuses: ControlLog, offset: int, timeout_s: float) -> bool:
+    """Whether the command at `offset` takes force in time."""
     with suppress(AssertionError):
-        wait_until("the command is in force", lambda: _in_force(statuses, offset), 60, pause_s=0.005)
+        wait_until("the command is in force", lambda: _in_force(statuses, offset), timeout_s, pause_s=0.005)
         return True
     return False
 
