@@ -9,7 +9,7 @@ be those of its chapter 5.
 Then five members are trained twice for the same test week as a holdout: with default hyperparameters, and with those
 that `cv` selects on four weeks before the holdout's label delay. A paired bootstrap over customers compares the average
 precision of the ensemble with that of the member that is best on the test week, a choice that favours the member. The
-proof demands that the ensemble is not worse with 97.5 % confidence.
+proof demands that the ensemble is at most 0.01 worse, with 97.5 % confidence.
 
 The data are not part of the project: STREAM_SCORER_HANDBOOK names the Parquet file. BREAK=1 shuffles the terminals'
 features among the test rows. `N` is the number of bootstrap samples.
@@ -42,6 +42,8 @@ PUBLISHED = {
     "xgboost": (0.862, 0.639, 0.273),
 }
 TOLERANCE = 0.01
+# Average precision by which the ensemble may be worse than its best member.
+MARGIN = 0.01
 TRAIN_START, TEST_END = day_number(date(2018, 7, 25)), day_number(date(2018, 8, 15))
 # The oldest training window begins on 06-20; windows of 30 days that lie 7 days back reach further.
 FIRST_DAY = day_number(date(2018, 6, 20)) - 37
@@ -135,7 +137,7 @@ def _ensemble(context: Context, result: Result, rows: TrainingSet, checked: Chec
             "share_of_samples_above_0": round(float((draws > 0).mean()), 3),
         }
         context.say(f"{name}: {result.figures[name]}")
-        result.check(f"{name}: the ensemble is not worse than its best member", high >= 0.0)
+        result.check(f"{name}: the ensemble is at most {MARGIN} worse than its best member", low >= -MARGIN)
 
 
 def bootstrap(

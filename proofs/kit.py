@@ -511,6 +511,12 @@ def wait_drained(
         wait_until("the input is drained", drained, timeout_s)
 
 
+def recomputes_all(report: Mapping[str, Any], scores: int) -> bool:
+    """Whether a report of `verify` has all of `scores`, equal: none different, skipped or without its version."""
+    counts = [report.get(name) for name in ("scores", "different", "skipped")]
+    return scores > 0 and counts == [scores, 0, 0] and not report.get("unavailable")
+
+
 def load_ensemble(folder: Path) -> Ensemble:
     """The ensemble that `train_cards` wrote."""
     return Ensemble.load(folder / "ensemble", version="proof")

@@ -18,7 +18,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from proofs.control_race import Books, Told
-from proofs.kit import ROOT, TopicContent, log_ends, read_lineage, read_topic, wait_until
+from proofs.kit import ROOT, TopicContent, log_ends, read_lineage, read_topic, recomputes_all, wait_until
 from proofs.memory_run import Event, LabelChange, ahead_of, features_of, read_log, same_value
 from proofs.monitor_recompute import Logs, SubjectKey, recompute_all, verdicts, wrong_figures
 from proofs.storm_traffic import BAD
@@ -480,6 +480,9 @@ def check_commands(found: Findings, world: World) -> None:
     found.counts["scores_verified"] = report.get("scores", 0)
     shown = str(report.get("by_what") or done.stderr.strip()[-300:])
     found.require(done.returncode == 0, f"verify exits with {done.returncode}: {shown}")
+    if done.returncode == 0:
+        scores = found.counts["scores"]
+        found.require(recomputes_all(report, scores), f"verify recomputes other scores than all {scores}: {report}")
 
 
 def _run(*arguments: str, world: World) -> subprocess.CompletedProcess[str]:
