@@ -24,6 +24,8 @@ from proofs.memory_run import Parts, Verdict, World, make_parts, make_world, run
 from tests.support.failpoints import POINTS, Failpoints
 
 CRASHES, REAL_KILLS = 1_000, 50
+# Transactions on real parts with BREAK=1.
+BROKEN_N = 6_000
 # Per world: enough for windows to fill and labels to come, few enough that 1,000 crashes meet many worlds.
 TRANSACTIONS, CRASHES_A_WORLD = 700, 25
 # How often a point is passed before the process dies there, at most; records are produced by the dozen.
@@ -54,11 +56,17 @@ def run(context: Context) -> Result:
     result.at_least("late_updates", two[1]["late_updates"], 1)
     result.at_least("fenced", two[1]["fenced"], 1)
     kills = min(crashes // 20, REAL_KILLS)
-    if not context.broken and kills:
+    if kills:
         # In shards: a kill may leave some of them ahead.
-        real = kill_once.run(Context(context.seed, None, False, context.folder, context.say), kills=kills, shards=2)
+        n, sabotage = (BROKEN_N, "count-duplicates") if context.broken else (None, None)
+        smaller = Context(context.seed, n, False, context.folder, context.say)
+        real = kill_once.run(smaller, kills=kills, shards=2, sabotage=sabotage)
         result.checks |= {f"real parts: {name}": holds for name, holds in real.checks.items()}
         result.figures["real_parts"] = real.figures
+    if context.broken:
+        result.must_fail("one_scorer: outputs once, rows and features equal the log")
+        if kills:
+            result.must_fail("real parts: no event id stands twice in a row")
     return result
 
 

@@ -55,8 +55,11 @@ KILLS, MIN_KILLS, MIN_OPEN = 10, 5, 3
 SMALL, SMALL_KILLS, SMALL_MIN_KILLS, SMALL_MIN_OPEN = 30_000, 2, 1, 1
 
 
-def run(context: Context, kills: int = KILLS, shards: int = 1) -> Result:
-    """See the module. `n` is the number of transactions before duplicates; `shards` those of the features."""
+def run(context: Context, kills: int = KILLS, shards: int = 1, sabotage: str | None = None) -> Result:
+    """See the module. `n` is the number of transactions before duplicates; `shards` those of the features.
+
+    With `sabotage`, the scorers have this one instead of that of BREAK=1.
+    """
     n = context.n or N
     rng = np.random.default_rng(context.seed)
     result = Result()
@@ -67,7 +70,8 @@ def run(context: Context, kills: int = KILLS, shards: int = 1) -> Result:
         bootstrap = str(at.kafka)
         publish(bootstrap, topics.transactions, keys, values)
         context.say(f"{len(values)} records published, {n} distinct")
-        sabotage = "outputs-outside,count-duplicates" if context.broken else None
+        if context.broken:
+            sabotage = sabotage or "outputs-outside,count-duplicates"
         first, second = (
             Scorer(
                 context.folder,
