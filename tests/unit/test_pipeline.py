@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,7 @@ from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_labels, encode_values
 from stream_scorer.simulate.generate import generate
 from stream_scorer.simulate.labeller import history_labels
+from stream_scorer.simulate.transactions import Transactions
 from stream_scorer.spec import CheckedSpec, load_spec, parse_spec
 from stream_scorer.state.rows import MemoryRowStore
 
@@ -52,6 +54,20 @@ CARDS = Path(__file__).resolve().parents[2] / "stream_scorer" / "simulate" / "ca
 CHECKED = load_spec(CARDS)
 KEYED = load_spec(CARDS, "k" * 32)
 CONFIG = SimulationConfig(seed=3, customers=40, terminals=20, days=None, transactions=600, fraud_rate=0.05)
+
+
+@cache
+def simulated() -> Transactions:
+    return generate(CONFIG)
+
+
+@cache
+def inputs() -> tuple[list[bytes], list[bytes], Any, list[bytes], list[bytes]]:
+    """Keys and values of the transactions, the labels, and keys and values of these."""
+    transactions = simulated()
+    labels = history_labels(transactions, int(transactions.event_time[-1]))
+    records = encode_keys(transactions.customer_id), encode_values(transactions)
+    return *records, labels, encode_keys(labels.customer_id), encode_labels(labels)
 
 
 class FixedClock:
@@ -110,6 +126,12 @@ def ensemble(made: Path) -> Ensemble:
     return Ensemble.load(made, version="1")
 
 
+@pytest.fixture(scope="module")
+def scored(made: Path) -> Collected:
+    """What the ensemble alone gives in batches of 64."""
+    return run(Ensemble.load(made, version="1"), 64)
+
+
 def raw(topic: str, keys: list[bytes], values: list[bytes], start: int) -> RawRecords:
     n = len(values)
     now = np.full(n, FixedClock().now_ms())
@@ -131,12 +153,9 @@ def run(
     keys: dict[int, bytes] | None = None,
     max_dead_letter: int = DEAD_LETTER_MAX_BYTES,
 ) -> Collected:
-    transactions = generate(CONFIG)
-    all_keys, good = encode_keys(transactions.customer_id), encode_values(transactions)
+    transactions, (all_keys, good, labels, label_keys, label_values) = simulated(), inputs()
     all_keys = [(keys or {}).get(i, key) for i, key in enumerate(all_keys)]
     values = values or good
-    labels = history_labels(transactions, int(transactions.event_time[-1]))
-    label_keys, label_values = encode_keys(labels.customer_id), encode_labels(labels)
     store = store or MemoryRowStore()
     enrich = enrich or EnrichInProcess(FeatureEngine(checked), store)
     lineup = ensemble if isinstance(ensemble, Lineup) else Lineup.of(ensemble)
@@ -173,8 +192,8 @@ def test_columns_pair_with_the_fields_of_a_score() -> None:
 
 
 @pytest.mark.kernels
-def test_every_transaction_has_a_score_a_contribution_and_if_alerted_an_alert(ensemble: Ensemble) -> None:
-    sink = run(ensemble, 64)
+def test_every_transaction_has_a_score_a_contribution_and_if_alerted_an_alert(scored: Collected) -> None:
+    sink = scored
     scores, contributions = sink.documents("scores"), sink.documents("contributions")
     alerts = sink.documents("alerts")
     assert len(scores) == len(contributions) == 600
@@ -192,7 +211,7 @@ def test_keys_that_are_not_the_id_of_the_partition_entity_are_found(sensitive: b
     if sensitive:
         text = text.replace("customer_id: {", "customer_id: {sensitive: true, ")
     checked = parse_spec(text, id_key="k" * 32)
-    decode, transactions = Decode(checked), generate(CONFIG)
+    decode, transactions = Decode(checked), simulated()
     keys: list[Any] = encode_keys(transactions.customer_id)[:6]
     values = encode_values(transactions)[:6]
 
@@ -218,8 +237,8 @@ def test_without_an_id_or_an_entity_no_key_is_wrong() -> None:
     assert wrong_keys([None, b"k", b"b"], [None, "k", "a"]) == [2]
 
 
-def test_summaries_count_exactly_what_was_scored(ensemble: Ensemble) -> None:
-    sink = run(ensemble, 50)
+def test_summaries_count_exactly_what_was_scored(scored: Collected) -> None:
+    sink = scored
     scores, summaries = sink.documents("scores"), sink.documents("score-summaries")
     pane_ms = summaries[0]["pane_ms"]
     by_pane: dict[int, dict[str, int]] = {}
@@ -255,7 +274,7 @@ def test_scores_do_not_depend_on_the_batch_size(ensemble: Ensemble) -> None:
 
 
 def test_bad_records_become_dead_letters_with_their_bytes_and_the_rest_is_scored(ensemble: Ensemble) -> None:
-    values = encode_values(generate(CONFIG))
+    values = list(inputs()[1])
     values[3], values[40], values[41] = b"{", b"", values[41].replace(b'"amount":', b'"amount":-')
     huge = b'{"x":"' + b"y" * 9_000_000 + b'"}'
     values[100] = huge
@@ -276,7 +295,7 @@ def test_bad_records_become_dead_letters_with_their_bytes_and_the_rest_is_scored
 
 
 def test_a_large_key_or_header_is_not_copied_to_every_output(ensemble: Ensemble) -> None:
-    values = encode_values(generate(CONFIG))[:4]
+    values = list(inputs()[1])[:4]
     sink = run(
         ensemble,
         4,
@@ -386,9 +405,9 @@ def test_summaries_count_the_scores_that_lack_a_member_whatever_its_weight(tmp_p
     assert sum(pane["degraded"] for pane in panes) == len(sink.documents("scores"))
 
 
-def test_sensitive_fields_are_in_no_output(ensemble: Ensemble) -> None:
-    cards = set(generate(CONFIG).card_number.tolist())
-    sink = run(ensemble, 64)
+def test_sensitive_fields_are_in_no_output(scored: Collected) -> None:
+    cards = set(simulated().card_number.tolist())
+    sink = scored
     values = [value or b"" for topic in sink.records if topic != "lineage" for _, _, value, _ in sink.records[topic]]
     everything = b"".join([*values, repr(sink.lineage()).encode()])
     assert not [card for card in cards if card.encode() in everything]
@@ -411,7 +430,7 @@ def everything_in(sink: Collected) -> bytes:
 
 
 def test_ids_of_sensitive_entities_are_in_no_output_and_no_row(ensemble: Ensemble) -> None:
-    transactions, stores = generate(CONFIG), [MemoryRowStore(), MemoryRowStore()]
+    transactions, stores = simulated(), [MemoryRowStore(), MemoryRowStore()]
     customers, terminals = set(transactions.customer_id.tolist()), set(transactions.terminal_id.tolist())
     plain = run(ensemble, 64, store=stores[0])
     assert any(i.encode() in everything_in(plain) for i in customers)
@@ -432,7 +451,7 @@ def test_ids_of_sensitive_entities_are_in_no_output_and_no_row(ensemble: Ensembl
 
 
 def test_a_list_of_sensitive_ids_applies(ensemble: Ensemble) -> None:
-    customer = generate(CONFIG).customer_id.tolist()[5]
+    customer = simulated().customer_id.tolist()[5]
     policy = f', lists: [{{name: vip, entity: customer, decision: block, ids: ["{customer}"]}}]'
     by_rule = [
         [s["rule"] for s in run(ensemble, 64, checked=hashed(*f, policy=policy)).documents("scores")]
@@ -455,12 +474,12 @@ def with_other_weights(ensemble: Ensemble) -> Ensemble:
 
 
 def test_versions_side_by_side_decide_each_for_their_own_and_say_what_the_other_would(
-    ensemble: Ensemble,
+    ensemble: Ensemble, scored: Collected
 ) -> None:
     other = with_other_weights(ensemble)
     lineup = Lineup((ensemble, other), Split(0.3, "cards:9"), control_offset=7)
     assert len(lineup.pool) == 3  # the members are the same: each is called once
-    both, first, second = run(lineup, 64), run(ensemble, 64), run(other, 64)
+    both, first, second = run(lineup, 64), scored, run(other, 64)
     scores, contributions = both.documents("scores"), both.documents("contributions")
     assert [s["event_id"] for s in scores] == [s["event_id"] for s in first.documents("scores")]
     assert [s["event_id"] for s in scores] == [c["event_id"] for c in contributions]
@@ -517,8 +536,8 @@ def test_summaries_list_the_alerted_cards_of_a_version_on_probation(ensemble: En
     other = with_other_weights(ensemble)
     sink = run(Lineup((other, ensemble), control_offset=7, last_good=1), 64)
     expected: dict[str, list[int | None]] = {}
-    simulated = generate(CONFIG)
-    customers = dict(zip(simulated.event_id.tolist(), simulated.customer_id.tolist(), strict=True))
+    transactions = simulated()
+    customers = dict(zip(transactions.event_id.tolist(), transactions.customer_id.tolist(), strict=True))
     scores, contributions = sink.documents("scores"), sink.documents("contributions")
     square = [0, 0, 0, 0]
     for score, contribution in zip(scores, contributions, strict=True):
@@ -652,7 +671,7 @@ def test_rows_without_features_or_by_a_list_are_no_evidence(ensemble: Ensemble) 
     engine = FeatureEngine(CHECKED)
     sink = run(lineup, 64, enrich=Degraded(engine, MemoryRowStore()))
     assert {(each.rows, len(each.card)) for each in cards_of(sink, "9", ensemble.version)} == {(0, 0)}
-    listed = sorted(set(generate(CONFIG).customer_id.tolist()))[::2]
+    listed = sorted(set(simulated().customer_id.tolist()))[::2]
     ids = ", ".join(f'"{i}"' for i in listed)
     lists = f"[{{name: known, entity: customer, decision: block, ids: [{ids}]}}]"
     policy = f"{{version: p, review: 0.5, block: 0.9, fallback: approve, lists: {lists}}}"
@@ -733,9 +752,9 @@ def test_compared_members_are_split_if_a_summary_is_too_large(
     assert {name: m for each in many for name, m in each.members.items()} == one[0].members
 
 
-def test_a_shadow_changes_nothing_but_the_alternatives(ensemble: Ensemble) -> None:
+def test_a_shadow_changes_nothing_but_the_alternatives(ensemble: Ensemble, scored: Collected) -> None:
     other = with_other_weights(ensemble)
-    alone, beside = run(ensemble, 64), run(Lineup((ensemble, other)), 64)
+    alone, beside = scored, run(Lineup((ensemble, other)), 64)
     assert beside.documents("scores") == alone.documents("scores")
     for one, two in zip(alone.documents("contributions"), beside.documents("contributions"), strict=True):
         assert two.pop("alternatives")[0]["version"] == "9"
@@ -767,9 +786,11 @@ def test_thresholds_of_the_spec_that_a_version_does_not_use_are_found(
     assert unused_policy(with_policy(policy).spec, manifest) == expected
 
 
-def test_segments_have_thresholds_and_lists_decide_before_them(ensemble: Ensemble, tmp_path: Path) -> None:
-    transactions = generate(CONFIG)
-    customers, channels = transactions.customer_id.tolist(), encode_values(transactions)
+def test_segments_have_thresholds_and_lists_decide_before_them(
+    ensemble: Ensemble, scored: Collected, tmp_path: Path
+) -> None:
+    transactions = simulated()
+    customers, channels = transactions.customer_id.tolist(), inputs()[1]
     vip, gone = customers[0], next(c for c in customers if c != customers[0])
     (tmp_path / "vip.txt").write_text(f"{vip}\n\n")
     checked = with_policy(
@@ -788,7 +809,7 @@ def test_segments_have_thresholds_and_lists_decide_before_them(ensemble: Ensembl
     )
     assert checked.feature_hash == CHECKED.feature_hash
     own = ensemble.manifest.thresholds
-    plain, sink = run(ensemble, 64), run(ensemble, 64, checked=checked)
+    plain, sink = scored, run(ensemble, 64, checked=checked)
     seen = set()
     rows = zip(
         sink.documents("scores"), sink.lineage(), plain.documents("scores"), customers, channels,
@@ -823,7 +844,7 @@ def test_segments_have_thresholds_and_lists_decide_before_them(ensemble: Ensembl
 
 
 def test_a_list_decides_even_without_a_score(ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
-    customer = generate(CONFIG).customer_id[0]
+    customer = simulated().customer_id[0]
     checked = with_policy(
         f"{{version: v, review: 0.3, block: 0.8, fallback: review, lists: [{{name: bad, entity: customer, "
         f"decision: block, ids: [{customer}]}}]}}"
@@ -854,9 +875,10 @@ def test_what_the_fallback_decides_no_member_moves(
 
 
 @pytest.mark.kernels
-def test_the_highest_alerts_of_a_batch_name_their_members_features(ensemble: Ensemble, made: Path) -> None:
-    assert all(not r["features"] for a in run(ensemble, 64).documents("alerts") for r in a["reasons"])
-    sink = run(Ensemble.load(made, version="1", explain=True), 64, max_explained=2)
+def test_the_highest_alerts_of_a_batch_name_their_members_features(made: Path, scored: Collected) -> None:
+    ensemble = Ensemble.load(made, version="1", explain=True)
+    assert all(not r["features"] for a in scored.documents("alerts") for r in a["reasons"])
+    sink = run(ensemble, 64, max_explained=2)
     lineages = {row.event_id: row for row in sink.lineage()}
     looked = [a for a in sink.documents("alerts") if any(reason["features"] for reason in a["reasons"])]
     assert 10 <= len(looked) <= 2 * 10
@@ -879,14 +901,13 @@ def test_the_highest_alerts_of_a_batch_name_their_members_features(ensemble: Ens
 
 
 def test_an_explanation_that_fails_costs_no_score(
-    ensemble: Ensemble, made: Path, monkeypatch: pytest.MonkeyPatch
+    scored: Collected, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> Any:
         raise RuntimeError("no")
 
-    plain = run(ensemble, 64)
     monkeypatch.setattr(Explainer, "attribute", fail)
-    assert run(Ensemble.load(made, version="1", explain=True), 64, max_explained=5).records == plain.records
+    assert run(Ensemble.load(made, version="1", explain=True), 64, max_explained=5).records == scored.records
 
 
 def sampling_spec(share: float, key: str = "") -> CheckedSpec:
@@ -924,8 +945,8 @@ def test_the_review_sample_changes_no_alert_and_depends_on_the_key(ensemble: Ens
     assert drawn(everything) == [s["event_id"] for s in approved]
 
 
-def test_card_groups_add_up_to_the_decisions(ensemble: Ensemble) -> None:
-    sink = run(ensemble, 50)
+def test_card_groups_add_up_to_the_decisions(scored: Collected) -> None:
+    sink = scored
     scores = sink.documents("scores")
     groups = {customer: set() for customer in {key for _, key, _, _ in sink.records["scores"]}}
     for (_, key, _, _), score in zip(sink.records["scores"], scores, strict=True):
@@ -999,7 +1020,7 @@ def test_the_age_of_a_version_is_that_of_its_members(made: Path) -> None:
 
 def score_four(scoring: Scoring) -> None:
     """Score four transactions."""
-    values = encode_values(generate(CONFIG))[:4]
+    values = list(inputs()[1])[:4]
     span = Span(SourcePartition("transactions", 0), 0, 4, -1)
     batch = MicroBatch(raw("transactions", [b"k"] * 4, values, 0), RawRecords.empty("labels"), [span], None)
     for stage in (Decode(CHECKED), EnrichInProcess(FeatureEngine(CHECKED), MemoryRowStore()), scoring):
