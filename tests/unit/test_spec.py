@@ -25,7 +25,7 @@ Edit = Callable[[dict[str, Any]], Any]
 def edited(edit: Edit) -> str:
     document = copy.deepcopy(DOCUMENT)
     edit(document)
-    return yaml.safe_dump(document, sort_keys=False)
+    return str(yaml.dump(document, Dumper=yaml.CSafeDumper, sort_keys=False))
 
 
 def field(name: str, **changes: Any) -> Edit:
