@@ -85,7 +85,8 @@ def test_an_alias_that_somebody_else_moves_comes_back(caplog: pytest.LogCaptureF
     assert caplog.messages == ["the alias cards@champion named version 2, but version 1 serves: moved back"]
 
 
-def test_a_registry_that_does_not_answer_is_tried_again_with_pauses() -> None:
+def test_a_registry_that_does_not_answer_is_tried_again_with_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream_scorer.control.aliases.READ_WAIT_S", 0.0)
     records: list[bytes] = []
     registry, clock = Registry(), StepClock()
     mirror = AliasMirror(lambda: MemoryControlLog(records), registry.move, clock)

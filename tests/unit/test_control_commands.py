@@ -383,7 +383,7 @@ def test_a_version_with_two_names_is_refused_by_all_that_would_let_it_serve(
     EnsembleCache(console.cache).save_resolution(resolution)
     settings: Any = {
         "cache.dir": str(console.cache), "mlflow.url": registry, "scorer.spec": str(CARDS_SPEC),
-        "scorer.ensemble": "payments:7",
+        "scorer.ensemble": "payments:7", "scorer.explain_alerts": 0,
     }  # fmt: skip
     monkeypatch.setattr("stream_scorer.app.load_serving_ensemble", lambda *_: Ensemble.load(tmp_path / "e", version=""))
     for refuses in (

@@ -38,7 +38,7 @@ from stream_scorer.spec import parse_spec
 from tests.support.ensembles import TRAINING, logistic
 from tests.support.failpoints import Failpoints
 from tests.support.rows import MemoryAppliedRows, MemoryServer
-from tests.unit.test_pipeline import CARDS, run
+from tests.support.stages import CARDS, run
 
 VIEWS = '''
   - {name: spread, entity: customer, windows: [1d, 7d], aggregates: [min, max, std, sum], current: exclude}

@@ -59,7 +59,7 @@ def test_a_reader_that_does_not_read_yet_takes_no_partition_from_those_that_do(m
     assert SourcePartition("in", 0) in everything
     starting = make_reader("starting")
     # Longer than the heartbeat by which the working one would learn of a rebalance.
-    read_until([working], lambda: sorted(working.owned) != everything, 5.0)
+    read_until([working], lambda: sorted(working.owned) != everything, 3.0)
     assert sorted(working.owned) == everything
     read_until([working, starting], lambda: bool(starting.owned and working.owned), 60.0)
     assert sorted(working.owned + starting.owned) == everything
