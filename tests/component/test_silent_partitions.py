@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_scorers_without_records_notice_lost_rows_and_lost_updates(
     world = make_world(make_parts(tmp_path, CARDS_SPEC), 3, 200, shards)
     stop, lives = threading.Event(), {name: Failpoints() for name in "ab"}
     scorers = {name: world.scorer(name, life, random.Random(name)) for name, life in lives.items()}
-    threads = [threading.Thread(target=each.run, args=(stop,), daemon=True) for each in scorers.values()]
+    threads = [threading.Thread(target=partial(each.run, stop, beat=bool), daemon=True) for each in scorers.values()]
 
     def up_to_date() -> bool:
         held = all(server.applied and server.holds(world.broker.offsets) for server in world.servers)
