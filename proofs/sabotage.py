@@ -305,10 +305,10 @@ def handicap() -> None:
     slow, slow_s = os.environ.get("STORM_SLOW_VERSION"), float(os.environ.get("STORM_SLOW_S", "0"))
     skew_ms = int(os.environ.get("STORM_CLOCK_SKEW_MS", "0"))
 
-    def load_slowly(folder: Any, *, version: str) -> Any:
+    def load_slowly(folder: Any, *, version: str, **more: Any) -> Any:
         if version == slow:
             time.sleep(slow_s)
-        return load(folder, version=version)
+        return load(folder, version=version, **more)
 
     Ensemble.load = load_slowly  # type: ignore[method-assign]
     SystemClock.now_ms = lambda self: now_ms(self) + skew_ms  # type: ignore[method-assign]

@@ -163,7 +163,7 @@ def test_what_cannot_be_replayed_is_refused(
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("shared_services")
 def test_what_was_served_comes_again_byte_for_byte(trained: Path, tmp_path: Path) -> None:
-    """The proof `replay-thin`, scaled down; broken, it fails."""
+    """The proof `replay-thin`, scaled down."""
     shutil.copytree(trained, tmp_path / "ensemble")
     started = time.monotonic()
     result = replay_thin(Context(2, 2_500, False, tmp_path, print))

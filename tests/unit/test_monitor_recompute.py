@@ -8,7 +8,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from proofs.kit import Result
 from proofs.monitor_labels import Recomputed, maturity_figures
 from proofs.monitor_recompute import differs
 from stream_scorer.records import MonitorMetric
@@ -56,14 +55,3 @@ def test_what_the_order_of_two_topics_decides_may_be_either() -> None:
         assert differs(msgspec.structs.replace(told, value=0.5), point, HORIZON)
     assert differs(msgspec.structs.replace(curve, numerator=3, value=1.0), point, HORIZON)
     assert not differs(None, point._replace(final=False), HORIZON)
-
-
-def test_a_broken_property_that_a_named_check_does_not_notice_is_no_failure_of_the_proof() -> None:
-    result = Result()
-    result.must_fail("one", "two")
-    assert not result.ok
-    result.check("one", False)
-    result.check("two", True)
-    assert (result.ok, result.unnoticed) == (True, ["two"])
-    result.check("two", False)
-    assert (result.ok, result.unnoticed) == (False, [])

@@ -1,8 +1,9 @@
-"""Trained ensembles are shared between processes that name the same folder, and each is trained once."""
+"""What proofs share: trained ensembles, results, and what `verify` must have recomputed."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,3 +33,27 @@ def test_an_ensemble_is_trained_once_for_each_seed_and_size(tmp_path: Path, monk
     ]
     assert read == ["1-10", "1-10", "2-10", "2-10"]
     assert trained == [(1, 10), (1, 10), (2, 10)]
+
+
+def test_a_broken_property_that_a_named_check_does_not_notice_is_no_failure_of_the_proof() -> None:
+    result = kit.Result()
+    result.must_fail("one", "two")
+    assert not result.ok
+    result.check("one", False)
+    result.check("two", True)
+    assert (result.ok, result.unnoticed) == (True, ["two"])
+    result.check("two", False)
+    assert (result.ok, result.unnoticed) == (False, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [
+        ({}, True), ({"scores": 9}, False), ({"different": 1}, False), ({"skipped": 1}, False),
+        ({"unavailable": {"2": 1}}, False),
+    ],
+)  # fmt: skip
+def test_verify_must_have_recomputed_every_published_score(change: dict[str, Any], holds: bool) -> None:
+    report = {"scores": 10, "different": 0, "skipped": 0, "unavailable": {}}
+    assert kit.recomputes_all(report | change, 10) is holds
+    assert not kit.recomputes_all({}, 10) and not kit.recomputes_all(report | {"scores": 0}, 0)
