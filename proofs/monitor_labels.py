@@ -129,9 +129,10 @@ def labelled_figures(rows: Rows, *, members: bool = True) -> dict[tuple[str, str
             counts = _count(part, np.isin(part.decision, decisions), sample=False)
             found["segment_fpr", f"{name}/{rule}"] = _of_a_part(_false_positives(counts), overruled)
     for name, alerts in rows.alone.items() if members else ():
-        counts = _count(rows, alerts, sample=False)._replace(
-            held=int(((rows.decision != "approve") & (rows.verdict < 0)).sum())
-        )
+        counts = _count(rows, alerts, sample=False)
+        # Silent ones that the ensemble alerted. The counts do not contain which of them the member alerts.
+        silent_alerts = int(((rows.decision != "approve") & (rows.verdict < 0)).sum())
+        counts = counts._replace(held=min(silent_alerts, counts.silent))
         found["member_fpr", name] = _of_a_part(_false_positives(counts), overruled)
     return found
 
