@@ -9,6 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from stream_scorer.cli import checks as checks_module
 from stream_scorer.cli.checks import run_checks
 from stream_scorer.cli.main import cli
 from stream_scorer.cli.options import with_settings
@@ -69,7 +70,7 @@ def mixed(folder: Path, **environment: str) -> Settings:
     return load_settings({}, environment=environment, directory=folder, stack_addresses=lambda _folder: LOCAL)
 
 
-def test_addresses_of_the_stack_are_not_mixed_with_others(tmp_path: Path) -> None:
+def test_addresses_of_the_stack_are_not_mixed_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = mixed(tmp_path, STREAM_SCORER_KAFKA_BOOTSTRAP="production:9092")
     assert (settings["redis.url"], settings["mlflow.url"], settings.source("redis.url")) == ("", "", "default")
     for name in ("redis.url", "mlflow.url"):
@@ -82,6 +83,8 @@ def test_addresses_of_the_stack_are_not_mixed_with_others(tmp_path: Path) -> Non
             assert named in caught.value.hint
     with pytest.raises(SettingsError, match="mlflow.url would be"):
         resolve("cards@champion", settings["mlflow.url"], tmp_path)
+    asked = [(name, check) for name, check in checks_module._checks("scorer") if name in ("redis", "mlflow")]
+    monkeypatch.setattr(checks_module, "_checks", lambda role: asked)
     checks = {check.name: check for check in run_checks(settings)}
     assert (checks["redis"].state, checks["mlflow"].state) == ("failed", "failed")
     assert "redis.url would be that of the local stack" in checks["redis"].message
