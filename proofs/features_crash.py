@@ -3,8 +3,9 @@
 In memory, where a process can be made to die between any two calls: 1,000 seeded crashes of one scorer, spread over all
 points between reading and applying; then two scorers that are killed, suspended past their session and fenced while the
 other takes over, so that updates arrive late and out of order. Every other world has shards, of which a crash leaves
-some ahead. The stages, the processor and the recovery are the real ones (`proofs/memory_run.py`). On a real Kafka and
-Redis: 50 `kill -9` while scoring, by `kill-once`.
+some ahead, and every other one compacts its rows early (`proofs/compacted.py`). The stages, the processor and the
+recovery are the real ones (`proofs/memory_run.py`). On a real Kafka and Redis: 50 `kill -9` while scoring, by
+`kill-once`.
 
 `N` is the number of crashes in memory; a twentieth of it are the real kills, at most 50. There rows are compared whole
 and the features of customers; in memory every view feature, of terminals too, by the applied offsets recorded with it.
@@ -50,6 +51,8 @@ def run(context: Context) -> Result:
         result.figures[name] = dict(counts) | {k: v for k, v in told.items() if k != "example" or v}
         result.check(f"{name}: outputs once, rows and features equal the log", verdict.holds)
         result.check(f"{name}: nothing was taken for lost", verdict.degraded == 0)
+        result.at_least(f"{name}: rows_compacted", verdict.rows_compacted, 5 * counts["worlds"])
+        result.at_least(f"{name}: by_panes", verdict.by_panes, 50 * counts["worlds"])
     result.at_least("crashes_with_lag", one[1]["crashes_with_lag"], crashes)
     result.at_least("points_died_at", len([p for p in POINTS if one[1][f"at_{p}"]]), len(POINTS))
     result.at_least("worlds_in_shards", min(one[1]["worlds_in_shards"], two[1]["worlds_in_shards"]), 1)
@@ -78,7 +81,7 @@ def crash_one_scorer(context: Context, parts: Parts, crashes: int) -> tuple[Verd
         number += 1
         seed = context.seed * 100_000 + number
         rng = random.Random(seed)
-        world = make_world(parts, seed, TRANSACTIONS, 1 + seed % 2)
+        world = make_world(parts.in_turn(number), seed, TRANSACTIONS, 1 + seed % 2)
         left = min(CRASHES_A_WORLD, crashes - counts["crashes_with_lag"])
         lives: list[Failpoints] = []
 
@@ -115,7 +118,7 @@ def disturb_two_scorers(context: Context, parts: Parts, worlds: int) -> tuple[Ve
     for number in range(1, worlds + 1):
         seed = context.seed * 100_000 + 50_000 + number
         rng = random.Random(seed)
-        world = make_world(parts, seed, TRANSACTIONS, 1 + seed % 2)
+        world = make_world(parts.in_turn(number), seed, TRANSACTIONS, 1 + seed % 2)
         _pair(world, rng, counts)
         counts["worlds"] += 1
         counts["worlds_in_shards"] += len(world.servers) > 1

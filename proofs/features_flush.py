@@ -2,7 +2,8 @@
 
 In memory, where every read may find something gone: everything, in the middle of a run and of the rebuild that follows;
 the row about to be read; one that was read and is about to be added to; and a Redis that does not answer now and then.
-The stages, the processor, the recovery and the rebuild are the real ones (`proofs/memory_run.py`). On a real Kafka and
+The stages, the processor, the recovery and the rebuild are the real ones (`proofs/memory_run.py`); half of the worlds
+compact their rows early (`proofs/compacted.py`). On a real Kafka and
 Redis under live traffic: a single row deleted, then one shard of four, then FLUSHALL, then FLUSHALL again in the middle
 of the rebuild, then a rebuild that somebody asks for, during which features stay; `features check` then holds Redis to
 the log, and scoring must go on as promised (`proofs/throughout.py`).
@@ -87,6 +88,7 @@ def run(context: Context) -> Result:
     ):
         result.at_least(kind, counts[kind], losses // 20)
     result.at_least("degraded", verdict.degraded, losses)
+    result.at_least("rows_compacted", verdict.rows_compacted, losses // 2)
     if not context.broken:
         _on_real_parts(context, result, min(1_000 * losses, HISTORY), RATE if losses >= SMALL else SMALL_RATE)
     return result
@@ -100,7 +102,7 @@ def lose_in_memory(context: Context, parts: Parts, losses: int) -> tuple[Verdict
         number += 1
         seed = context.seed * 100_000 + 70_000 + number
         rng = random.Random(seed)
-        world = make_world(parts, seed, TRANSACTIONS, 1 + number % 2)
+        world = make_world(parts.in_turn(number), seed, TRANSACTIONS, 1 + number % 2)
         _Disturbance(world, rng, counts)
         _score(world, rng, ("a", "b") if number % 3 == 0 else ("a",))
         counts["worlds"] += 1

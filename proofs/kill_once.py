@@ -16,6 +16,7 @@ from contextlib import ExitStack
 import msgspec
 import numpy as np
 
+from proofs.compacted import compacted_row_differs, is_compacted
 from proofs.kit import (
     Context,
     Ends,
@@ -33,17 +34,19 @@ from proofs.kit import (
 )
 from stream_scorer.clock import SystemClock
 from stream_scorer.features.engine import EventBatch, FeatureEngine
+from stream_scorer.features.plan import make_plan
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.records import MISSING, Alert, Contribution, Score, ScoreSummary
 from stream_scorer.serde.columns import take_labels
-from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
+from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder, Transactions
 from stream_scorer.simulate.config import SimulationConfig
 from stream_scorer.simulate.encode import encode_keys, encode_values
 from stream_scorer.simulate.garbage import GarbageMaker
 from stream_scorer.simulate.generate import generate
+from stream_scorer.spec import CheckedSpec
 from stream_scorer.state.client import connect
-from stream_scorer.state.row_format import HASH, KIND, unpack
+from stream_scorer.state.row_format import TRANSACTION, unpack
 from stream_scorer.state.rows import MemoryRowStore
 
 N = 200_000
@@ -52,6 +55,8 @@ GARBAGE = 0.01
 BAD = b"bad-"
 # A run that is scaled down for `make test` has fewer kills, and says so in its figures.
 KILLS, MIN_KILLS, MIN_OPEN = 10, 5, 3
+# Terminals with more transactions than count exactly.
+MIN_COMPACTED = 20
 SMALL, SMALL_KILLS, SMALL_MIN_KILLS, SMALL_MIN_OPEN = 30_000, 2, 1, 1
 
 
@@ -96,6 +101,8 @@ def run(context: Context, kills: int = KILLS, shards: int = 1, sabotage: str | N
         _check_outputs(context, result, bootstrap, keys, values)
         without = check_features(result, bootstrap, str(at.redis), ("customer.", "customer_rhythm."))
         result.check("every score has its features", without == 0)
+        if n >= SMALL:
+            result.at_least("rows_compacted", result.figures["rows_compacted"], MIN_COMPACTED)
     return result
 
 
@@ -287,29 +294,7 @@ def check_features(result: Result, bootstrap: str, redis_url: str, views: tuple[
     inputs = _without_garbage(read_topic(bootstrap, Topics().transactions))
     transactions, rejected = TransactionDecoder(checked).decode(inputs.value, np.array(inputs.timestamp))
     assert not rejected
-    limit = checked.spec.limits.row_entries
-    wanted: dict[str, set[int]] = {}
-    for index, name in enumerate(checked.spec.entities):
-        for owner, event in zip(transactions.entity_ids[name], transactions.id_hash.tolist(), strict=True):
-            if owner is not None:
-                wanted.setdefault(f"{index}:{owner}", set()).add(event)
-    client = connect(redis_url)
-    rows = list(client.scan_iter(match="*:r:*", count=10_000))
-    wrong = repeated = compared = 0
-    for start in range(0, len(rows), 5_000):
-        part = rows[start : start + 5_000]
-        for key, row in zip(part, client.mget(part), strict=True):
-            entries = unpack(row)
-            held = entries[entries[:, KIND] == 0][:, HASH].tolist()
-            owner = key.decode().split(":r:", 1)[1]
-            repeated += len(held) - len(set(held))
-            if len(wanted[owner]) <= limit:
-                compared += 1
-                wrong += set(held) != wanted[owner]
-    result.figures |= {"rows": len(rows), "rows_compared_whole": compared}
-    result.check("every entity has its row", len(rows) == len(wanted))
-    result.check("no event id stands twice in a row", repeated == 0)
-    result.check("rows hold exactly the log's event ids", wrong == 0 and compared > 0)
+    _compare_rows(result, checked, transactions, redis_url)
 
     served = {(row.source.partition, row.source.offset): row for row in read_lineage(bootstrap, Topics())}
     columns = [i for i, name in enumerate(checked.features) if name.startswith(views)]
@@ -334,6 +319,43 @@ def _without_garbage(inputs: TopicContent) -> TopicContent:
     chosen = [i for i, key in enumerate(inputs.key) if not (key or b"").startswith(BAD)]
     columns = (getattr(inputs, name) for name in TopicContent.__annotations__)
     return TopicContent(*([column[i] for i in chosen] for column in columns))
+
+
+def _compare_rows(result: Result, checked: CheckedSpec, transactions: Transactions, redis_url: str) -> None:
+    """Rows hold the transactions of the log, in a compacted row the old ones as panes."""
+    limit, plans = checked.spec.limits.row_entries, make_plan(checked).entities
+    wanted: dict[str, set[tuple[int, int, int]]] = {}
+    each = list(
+        zip(
+            transactions.event_time.tolist(), transactions.value.tolist(), transactions.id_hash.tolist(), strict=True
+        )
+    )  # fmt: skip
+    newest = int(transactions.event_time.max())
+    for index, name in enumerate(checked.spec.entities):
+        for owner, event in zip(transactions.entity_ids[name], each, strict=True):
+            if owner is not None:
+                wanted.setdefault(f"{index}:{owner}", set()).add(event)
+    client = connect(redis_url)
+    rows = list(client.scan_iter(match="*:r:*", count=10_000))
+    wrong = repeated = compacted = 0
+    for start in range(0, len(rows), 5_000):
+        part = rows[start : start + 5_000]
+        for key, row in zip(part, client.mget(part), strict=True):
+            entries, owner = unpack(row), key.decode().split(":r:", 1)[1]
+            held = [(t, v, h) for t, v, h, kind in entries.tolist() if kind == TRANSACTION]
+            repeated += len(held) - len(set(held))
+            if not is_compacted(entries):
+                wrong += set(held) != wanted[owner]
+                continue
+            compacted += 1
+            content = Counter((t, v) for t, v, _ in wanted[owner]), Counter[tuple[int, int]]()
+            plan = plans[int(owner.split(":", 1)[0])]
+            wrong += not set(held) <= wanted[owner]
+            wrong += bool(compacted_row_differs(entries, plan, content, limit, newest))
+    result.figures |= {"rows": len(rows), "rows_compacted": compacted}
+    result.check("every entity has its row", len(rows) == len(wanted))
+    result.check("no event id stands twice in a row", repeated == 0)
+    result.check("rows hold exactly the log's event ids, compacted ones their sums", wrong == 0 and len(rows) > 0)
 
 
 def _recompute(checked, values, timestamps):  # type: ignore[no-untyped-def]

@@ -26,7 +26,7 @@ from confluent_kafka import KafkaException
 
 from proofs import storm_invariants as invariants
 from proofs.kit import CARDS_SPEC, WORK, Context, Result, group_offsets, log_ends, wait_until
-from proofs.memory_run import Parts, make_parts
+from proofs.memory_run import SHORT_ROWS, WHOLE_ROWS, Parts, make_parts
 from proofs.refusal import last_state
 from proofs.storm_actions import ACTIONS, KINDS, NotNow
 from proofs.storm_fleet import Managed
@@ -104,19 +104,24 @@ def _schedules(context: Context, seconds: int) -> list[Schedule]:
     return [generate(context.seed + i, seconds * 1_000, RATE, KINDS) for i in range(seeds)]
 
 
-def _parts(folder: Path) -> Parts:
-    """Small members that load fast, and a spec with rows that are never cut and panes of six hours."""
+def _parts(folder: Path) -> tuple[Parts, Parts]:
+    """Small members that load fast, a spec with panes of six hours, and rows that are never compacted, or early."""
     spec = folder / "storm.yaml"
     spec.write_text(CARDS_SPEC.read_text().replace("monitor: {pane: 1h}", "monitor: {pane: 6h}"))
-    return make_parts(folder, spec)
+    made = []
+    for name, row_entries in (("whole", WHOLE_ROWS), ("compacting", SHORT_ROWS)):
+        (folder / name).mkdir()
+        made.append(make_parts(folder / name, spec, row_entries))
+    return made[0], made[1]
 
 
-def storm(context: Context, parts: Parts, schedule: Schedule, sabotage: str) -> Run:
-    """Run one schedule from an empty world to the last check."""
+def storm(context: Context, both: tuple[Parts, Parts], schedule: Schedule, sabotage: str) -> Run:
+    """Run one schedule from an empty world to the last check. Half of the seeds compact rows early."""
+    parts = both[schedule.seed // 2 % 2]
     folder = context.folder / f"run-{schedule.seed}-{len(schedule.actions)}-{time.monotonic_ns()}"
     folder.mkdir()
     for name in ("cards.yaml", "small"):
-        source = context.folder / name
+        source = parts.folder / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
     done = Run()
     try:
@@ -306,7 +311,7 @@ def _read_logs(done: Run, folder: Path) -> None:
             done.violations.append(f"traceback in {log.name}, line {trace.line}: {trace.raised[:160]}, {trace.frame}")
 
 
-def _shrink(context: Context, result: Result, parts: Parts, schedule: Schedule, sabotage: str) -> None:
+def _shrink(context: Context, result: Result, parts: tuple[Parts, Parts], schedule: Schedule, sabotage: str) -> None:
     """Find a small part of the schedule that still fails, save it, and print how to replay it."""
     most = int(os.environ.get("STORM_SHRINK_RUNS") or SHRINK_RUNS)
 

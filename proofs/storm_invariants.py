@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from proofs.control_race import Books, Told
 from proofs.kit import ROOT, TopicContent, log_ends, read_lineage, read_topic, recomputes_all, wait_until
-from proofs.memory_run import Event, LabelChange, ahead_of, features_of, read_log, same_value
+from proofs.memory_run import Event, LabelChange, ahead_of, differences, features_of, long_rows, read_log
 from proofs.monitor_recompute import Logs, SubjectKey, recompute_all, verdicts, wrong_figures
 from proofs.storm_traffic import BAD
 from proofs.storm_world import ABSENT, VERSIONS, WINDOWS, World
@@ -32,6 +32,7 @@ from stream_scorer.records import (
     FEATURES_PARTIAL,
     FEATURES_STALE,
     MISSING,
+    PARTIAL,
     Alert,
     Contribution,
     LineageRow,
@@ -307,18 +308,24 @@ class _Comparison:
                 continue
             event = self._by_place[row.source.partition, row.source.offset]
             compared += len(names)
-            for name, right, served in zip(names, self._wanted(event, row, batch), row.features, strict=False):
-                if not same_value(name, right, served):
-                    different[name] += 1
-                    if len(different) <= _EXAMPLES and different[name] == 1:
-                        found.violations.append(
-                            f"features: {name} of {event.event_id} at {row.source}: {served}, by the log {right}"
-                        )
+            wanted, rows = self._wanted(event, row, batch)
+            for place, allowed in differences(self._world.parts.checked, wanted, row.features, rows):
+                if allowed:
+                    found.counts["feature_values_by_panes"] += 1
+                    continue
+                name = names[place]
+                different[name] += 1
+                if len(different) <= _EXAMPLES and different[name] == 1:
+                    found.violations.append(
+                        f"features: {name} of {event.event_id} at {row.source}: {row.features[place]}, "
+                        f"by the log {wanted[place]}"
+                    )
         total = different.total()
         found.require(not total, f"features: {total} values differ from the log: {dict(different.most_common(8))}")
         return compared
 
-    def _wanted(self, event: Event, row: LineageRow, batch: list[LineageRow]) -> list[float | None]:
+    def _wanted(self, event: Event, row: LineageRow, batch: list[LineageRow]) -> tuple[list[float | None], Any]:
+        """The features by the log, and what `long_rows` gives, once it is called."""
         world = self._world
         applied: dict[SourcePartition, int] = defaultdict(int)
         applied |= {SourcePartition(a.topic, a.partition): a.next_offset for a in row.applied_offsets}
@@ -327,7 +334,8 @@ class _Comparison:
             for name, owner in event.entity.items()
         }
         earlier = {(r.source.partition, r.source.offset) for r in batch[: row.place]}
-        return features_of(world.parts.checked, event, by_entity, earlier, self._mine, self._told)
+        seen = world.parts.checked, event, by_entity, earlier, self._mine, self._told
+        return features_of(*seen), lambda: long_rows(*seen, late=PARTIAL in row.feature_status)
 
 
 def check_control(found: Findings, world: World, instance: str, settled: int) -> None:
