@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from proofs.kit import Context, Result
 from proofs.updates import Effect, Truth, Version
-from proofs.world_probation import Probation, reweighed
+from proofs.world_probation import Probation, alerting_more, reweighed
 from proofs.world_training import Training, train
 from proofs.world_windows import Windows
 from proofs.worlds import BATCH, FeaturePath, Outcome, Prepared, Trial, settled_traffic
@@ -116,6 +116,7 @@ class Findings:
         events: drift events in words. watched: windows in which the detector had learned.
         trials: a row for each trial of an update. better: the better updates that were tried.
         withdrawn: the row of the update that detects so much more fraud that it is rolled back.
+        control: the commands of the same watch for a version with half the threshold, in the last days.
     """
 
     transactions: int = 0
@@ -126,6 +127,7 @@ class Findings:
     trials: list[dict[str, Any]] = field(default_factory=list)
     better: list[Update] = field(default_factory=list)
     withdrawn: list[dict[str, Any]] = field(default_factory=list)
+    control: list[str] = field(default_factory=list)
 
 
 def run(context: Context) -> Result:
@@ -257,6 +259,10 @@ def live(context: Context, checked: CheckedSpec, planned: Sequence[Update], scal
             context.say(f"day {day + 1}: {found.transactions:,} transactions, {rate:,.0f} per second; {alarms.text}")
     found.trials = [each.row for each in tried]
     found.withdrawn = [each.row for each in _trials(context, checked, much_better_update(last, good), last)]
+    control = Probation(checked, good, alerting_more(good))
+    for prepared in last:
+        control.run(prepared)
+    found.control = control.commands
     found.rollbacks = probation.commands.count("rollback")
     found.events, found.watched = alarms.events, alarms.watched
     return found
@@ -416,6 +422,7 @@ def _judge(result: Result, found: Findings, scale: Scale, days: int) -> None:
     watchable = 24 * (days - LEARNING_DAYS)
     result.check("the detector watches once it has learned", found.watched >= MIN_WATCHED * watchable > 0)
     result.check("no rollback on healthy days", found.rollbacks == 0)
+    result.check("the same watch rolls back a version that alerts far more", found.control == ["rollback"])
     result.at_least("updates_tried", len(undeclared), scale.plain + scale.better)
     result.at_least("better_updates", len(found.better), scale.better)
     plain = [t["action"] for t in undeclared if not t["better"]]

@@ -5,7 +5,8 @@ and inside archives, names that lead out of the folder, other digests and sizes,
 numbers, ONNX files with data elsewhere, custom operators, graphs in graphs, archives that unpack to gigabytes. Each
 is loaded as a scorer loads it, in a process of its own with bounded memory; every payload would leave a mark if it
 ran. Then bits are flipped at `N` places of each member's file, digests made to match: the load is refused, or scores
-are as before, and the process never dies.
+are as before, and the process never dies. A flip that changes a few scores and none of the self-test's may pass, as any
+change may that comes with its own digests; there must be hardly any.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.manifest import Input, NoCalibrator, Thresholds, Training, sha256_hex
 
 N = 300
+AS_BEFORE, OTHER_SCORES = "as before", "other scores"
+# The share of flipped bits, digests made to match, that may change scores by more than the self-test allows.
+MAX_UNSEEN = 0.01
 WIDTH = 6
 _MARK = "EXECUTED"
 # What a child may map: libraries and compiled loops take two of them.
@@ -84,10 +88,13 @@ def run(context: Context) -> Result:
     result.figures["died"] = died[:5]
     result.at_least("flips_tried", len(flips), len(_FORMATS) * (20 if context.broken else min(n, 20)))
     result.check("no flipped bit ends the process", not died)
+    codes = [found["code"] for found in told.values()]
+    unseen = codes.count(OTHER_SCORES)
     result.check(
-        "a flipped bit is refused with a code, or scores are as before",
-        all(f["code"] == "as before" or f["code"].startswith("artifact_") for f in told.values()),
+        "a flipped bit is refused with a code, or the model loads",
+        all(code in (AS_BEFORE, OTHER_SCORES) or code.startswith("artifact_") for code in codes),
     )
+    result.check(f"at most {MAX_UNSEEN:.0%} change scores unseen", unseen <= MAX_UNSEEN * len(flips))
     result.check("nothing left a mark", not mark.exists())
     outside = [path.name for path in context.folder.iterdir()]
     result.check("nothing is written outside", set(outside) <= {"good", "cases", "flips", "odd", "cache", "child.log"})
@@ -436,7 +443,7 @@ def _count(codes: Any) -> dict[str, int]:
 def _main(folder: Path, broken: bool) -> None:
     """The child: load what standard input names, say what became of it."""
     from stream_scorer.ensemble import ensemble as module
-    from stream_scorer.ensemble.ensemble import Ensemble
+    from stream_scorer.ensemble.ensemble import SELF_TEST_TOLERANCE, Ensemble
     from stream_scorer.errors import ArtifactError
 
     if broken:
@@ -454,7 +461,7 @@ def _main(folder: Path, broken: bool) -> None:
         try:
             score = Ensemble.load(Path(place), version="1").score(rows).score
             # As near as its self-test demands of it.
-            code = "as before" if np.allclose(score, wanted, atol=1e-2) else "other scores"
+            code = AS_BEFORE if np.allclose(score, wanted, rtol=0, atol=SELF_TEST_TOLERANCE) else OTHER_SCORES
         except ArtifactError as error:
             code = error.code
         except Exception as error:  # anything else is a fault of ours, and told as such

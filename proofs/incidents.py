@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from proofs.kit import Context, Result
-from proofs.updates import KINDS, MIN_RISE, Effect, Fault, Kind, Truth, Version, find_fault
-from proofs.upstream import FEED_FAULTS, FIELD_FAULTS, Normal, try_feed, try_field
+from proofs.updates import KINDS, Effect, Fault, Kind, Truth, Version, find_fault
+from proofs.upstream import FEED_FAULTS, FIELD_FAULTS, Normal, control, try_feed, try_field
 from proofs.world_probation import reweighed
 from proofs.world_training import Training, train
 from proofs.world_windows import Windows
@@ -215,7 +215,7 @@ def _judge(result: Result, cases: Sequence[Case], scale: Scale) -> None:
     result.at_least("updates", len(cases), n)
     result.at_least("updates_with_every_member_retrained", sum(case.retrained for case in cases), n // 2)
     result.check("every update is harmful, as measured", all(case.effect.harmful for case in cases))
-    result.check(f"no fault is milder than +{MIN_RISE:.0%} or a fall", len({c.fault.kind for c in cases}) == len(KINDS))
+    result.check("every kind of fault is tried", len({c.fault.kind for c in cases}) == len(KINDS))
     result.check("every update is detected", detected == n)
     result.check("every update is rolled back", all(case.rolled_back for case in cases))
     result.check("the right member is named", named >= np.floor(MIN_NAMED * n))
@@ -235,3 +235,4 @@ def _upstream(context: Context, result: Result, traffic: Traffic, scale: Scale) 
     result.check("every fault upstream is detected", detected == len(cases))
     result.check("the right field or feed is named", named >= len(cases) - 1)
     result.check("no command is given because of a fault upstream", not any(case.commands for case in cases))
+    result.check("the same watch rolls back a version that alerts far more", control(traffic.normal) == ["rollback"])

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proofs.updates import Version
-from proofs.world_probation import Probation
+from proofs.world_probation import Probation, alerting_more
 from proofs.world_windows import Windows
 from proofs.worlds import PARTITIONS, FeaturePath
 from stream_scorer.incidents.feeds import FeedDetector
@@ -150,6 +150,17 @@ class UpstreamCase:
             "commands": self.commands,
             "seconds": round(self.seconds, 1),
         }
+
+
+def control(normal: Normal) -> list[str]:
+    """The watch's commands on the days without a fault, if the version on probation alerts far more than the other."""
+    path, probation = normal.path.fork(), Probation(normal.checked, normal.old, alerting_more(normal.good))
+    for rows in normal.days:
+        for prepared in path.run(rows, size=SMALL_BATCH):
+            probation.run(prepared)
+        if probation.commands:
+            break
+    return probation.commands
 
 
 def try_field(normal: Normal, fault: UpstreamFault) -> UpstreamCase:

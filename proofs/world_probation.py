@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
+
 from proofs.updates import Fault, Version
 from proofs.worlds import Desk, Prepared, Stage
 from stream_scorer.control.verdict import Tolerances
@@ -17,6 +21,13 @@ REWEIGHED = 1.02
 def reweighed(version: Version) -> Version:
     """`version` with a slightly higher weight of its first member."""
     return Fault("weight", version.manifest.member_names[0], None, REWEIGHED).apply(version)
+
+
+def alerting_more(version: Version) -> Version:
+    """`version` with half the threshold for review, which the watch must roll back wherever it reads the summaries."""
+    thresholds = version.manifest.thresholds
+    lower = msgspec.structs.replace(thresholds, review=thresholds.review / 2)
+    return replace(version, manifest=msgspec.structs.replace(version.manifest, thresholds=lower))
 
 
 class Probation:
