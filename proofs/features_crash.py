@@ -118,7 +118,7 @@ def disturb_two_scorers(context: Context, parts: Parts, worlds: int) -> tuple[Ve
     for number in range(1, worlds + 1):
         seed = context.seed * 100_000 + 50_000 + number
         rng = random.Random(seed)
-        world = make_world(parts.in_turn(number), seed, TRANSACTIONS, 1 + seed % 2)
+        world = make_world(parts.in_turn(number), seed, TRANSACTIONS, 1 + seed % 2, many_labels=False)
         _pair(world, rng, counts)
         counts["worlds"] += 1
         counts["worlds_in_shards"] += len(world.servers) > 1

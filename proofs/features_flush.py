@@ -102,7 +102,7 @@ def lose_in_memory(context: Context, parts: Parts, losses: int) -> tuple[Verdict
         number += 1
         seed = context.seed * 100_000 + 70_000 + number
         rng = random.Random(seed)
-        world = make_world(parts.in_turn(number), seed, TRANSACTIONS, 1 + number % 2)
+        world = make_world(parts.in_turn(number), seed, TRANSACTIONS, 1 + number % 2, many_labels=False)
         _Disturbance(world, rng, counts)
         _score(world, rng, ("a", "b") if number % 3 == 0 else ("a",))
         counts["worlds"] += 1

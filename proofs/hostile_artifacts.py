@@ -88,11 +88,11 @@ def run(context: Context) -> Result:
     result.figures["died"] = died[:5]
     result.at_least("flips_tried", len(flips), len(_FORMATS) * (20 if context.broken else min(n, 20)))
     result.check("no flipped bit ends the process", not died)
-    codes = [found["code"] for found in told.values()]
-    unseen = codes.count(OTHER_SCORES)
+    outcomes = [found["code"] for found in told.values()]
+    unseen = outcomes.count(OTHER_SCORES)
     result.check(
         "a flipped bit is refused with a code, or the model loads",
-        all(code in (AS_BEFORE, OTHER_SCORES) or code.startswith("artifact_") for code in codes),
+        all(code in (AS_BEFORE, OTHER_SCORES) or code.startswith("artifact_") for code in outcomes),
     )
     result.check(f"at most {MAX_UNSEEN:.0%} change scores unseen", unseen <= MAX_UNSEEN * len(flips))
     result.check("nothing left a mark", not mark.exists())
