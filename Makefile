@@ -9,8 +9,10 @@ DEPTRY := NO_COLOR=1 $(BIN)/deptry
 # Processes of a test run.
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
-# The longest tests first (see tests/conftest.py), one test or one file at a time.
-PYTEST_IN_ORDER := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+# Tests with services wait for a third of their time, so they have one process more. The longest tests first (see
+# tests/conftest.py), one test or one file at a time.
+SERVICE_WORKERS ?= 3
+PYTEST_IN_ORDER := $(BIN)/python -m pytest -n $(SERVICE_WORKERS) --dist loadgroup --no-loadscope-reorder
 UNIT := tests/unit tests/contract
 PROPERTY := tests/property tests/component
 # Tests that compile kernels. Their files are named, because importing all tests takes longer than running these.
