@@ -17,7 +17,7 @@ _OURS = re.compile(
 )
 _CLIENTS = re.compile(
     r"asyncio\.exceptions\.CancelledError|RuntimeError: Event loop is closed|aiokafka\.errors\.|kafka\.errors\."
-    r"|AttributeError: 'NoneType' object has no attribute 'wakeup'"
+    r"|AttributeError: 'NoneType' object has no attribute 'wakeup'|GeneratorExit"
 )
 # How a scorer and a monitor end if Kafka does not answer, or answers as it does while it starts.
 _ENDS = re.compile(
