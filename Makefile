@@ -50,7 +50,7 @@ test: setup  ## Everything CI runs: format, lint, types, import rules, locks, un
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory -j 2 integration background
 
-# Tests with services wait for a quarter of their time. These tests use it, at a lower priority. They print at their end.
+# These tests use the time in which tests with services wait, at a lower priority. They print at their end.
 background: setup
 	@output=$$(nice -n 10 $(PYTEST) --timeout 900 $(PROPERTY) 2>&1); code=$$?; echo "$$output"; exit $$code
 

@@ -137,14 +137,14 @@ def test_scorers_wait_for_a_broker_that_is_away_for_longer_than_any_call_waits(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack, at = parts
-    for name, seconds in (("CALL_TIMEOUT_S", 0.5), ("INIT_DEADLINE_S", 1.0)):
-        monkeypatch.setattr(transactions, name, seconds)
-    monkeypatch.setattr(reader, "COMMITTED_DEADLINE_S", 1.0)
+    monkeypatch.setattr(transactions, "CALL_TIMEOUT_S", 0.5)
     monkeypatch.setattr(reader, "SESSION_TIMEOUT_MS", 6_000)
     publish(str(at.kafka), Topics().transactions, *records(N))
     with copying(at, "one") as (one, _, thread), copying(at, "two") as (two, stop_two, thread_two):
         wait_for_progress(at, 0.1, N)
         wait_until("both have partitions", lambda: all(each._reader.owned for each in (one, two)), 30)
+        monkeypatch.setattr(transactions, "INIT_DEADLINE_S", 1.0)
+        monkeypatch.setattr(reader, "COMMITTED_DEADLINE_S", 1.0)
         stack.stop_service("kafka", kill=True)
         # By a call that fails, or by the loss of the partitions if everything is scored already.
         wait_until("the outage is reported", lambda: not one.ready()[0], 30)
