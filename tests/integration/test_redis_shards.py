@@ -15,7 +15,7 @@ import redis
 
 from stream_scorer.errors import StateGap, StateUnavailable
 from stream_scorer.positions import SourcePartition, Span
-from stream_scorer.stack.ports import LOOPBACK, free_port
+from stream_scorer.stack.ports import LOOPBACK, free_port, is_free
 from stream_scorer.stack.services import Redis
 from stream_scorer.state.client import connect, connect_cluster, ping
 from stream_scorer.state.redis_rows import RedisRowStore, ShardedRedisRows
@@ -32,7 +32,7 @@ KEYS = [b"%d:owner-%d" % (kind, owner) for kind in range(2) for owner in range(2
 
 def _start(folder: Path, *, cluster: bool) -> tuple[subprocess.Popen[bytes], str]:
     part = Redis(folder)
-    while not 0 < part.port < 50_000:  # a cluster's bus listens 10,000 ports higher
+    while not (0 < part.port < 50_000 and is_free(part.port + 10_000)):  # where the bus of a cluster listens
         part.port = free_port()
     launch = part.prepare(print)
     more = ["--cluster-enabled", "yes"] if cluster else []
