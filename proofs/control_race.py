@@ -1,10 +1,10 @@
 """control-race: two people and a monitor command at once while scorers die and start; everybody agrees on one history.
 
-Three writers, each with its own view of the log, give commands to a real Kafka without waiting for each other. Two
+Three writers, each with its own view of the log, submit commands to a real Kafka without waiting for each other. Two
 scorers are killed with `kill -9` and started again meanwhile. Afterwards, from the raw log and with no code of the
-product: each command that counted landed where its author expected, and every author was told the truth. When it is
-quiet, both scorers, and a third that starts only then, have the same lineup, which is what plain bookkeeping over the
-log leads to; and so was every state that any of them ever put on `serving-state`.
+product: commands that count are at the offset that their author expected, and every author got the right answer. After
+the race, both scorers, and a third that starts only then, have the lineup that follows from the log by plain
+bookkeeping, and so was every state that any of them published on `serving-state`.
 
 `N` is the number of commands. With fewer than by default, one scorer takes part in the race, and dies once.
 """
@@ -55,7 +55,7 @@ def run(context: Context) -> Result:
         folder = context.folder / f"v{number}"
         reweigh(context.folder / "ensemble", {"xgb": 0.1 + number}, folder, number)
         versions.append(ServedVersion(*keep(folder, cache)))
-    # One more that nobody has: whoever wants it is refused by every scorer, and the old goes on.
+    # One more that cannot be loaded: scorers that should serve it keep the old one.
     versions.append(ServedVersion("local-000000000000", "0" * 64))
     topics = Topics()
     with services("kafka", "redis", partitions=2) as (_stack, at):
@@ -76,16 +76,18 @@ def run(context: Context) -> Result:
         try:
             for each in scorers:
                 each.start()
-            wait_until("a scorer has said what serves", lambda: len(read_topic(bootstrap, topics.control)) > 0, 60)
-            told, killed = _race(context, bootstrap, topics.control, versions, n, kills, scorers)
-            told += _settle(bootstrap, topics.control, versions[:3])
-            told += _one_by_one(bootstrap, topics, paced)
+            wait_until(
+                "a scorer has issued the first command", lambda: len(read_topic(bootstrap, topics.control)) > 0, 60
+            )
+            answers, killed = _race(context, bootstrap, topics.control, versions, n, kills, scorers)
+            answers += _settle(bootstrap, topics.control, versions[:3])
+            answers += _one_by_one(bootstrap, topics, paced)
             late.start()
             alive = [*scorers, late]
             wait_until(
-                "every scorer says that it follows",
+                "every scorer has followed all commands",
                 lambda: all(
-                    status is not None and status.wanted_offset >= told[-1].offset
+                    status is not None and status.wanted_offset >= answers[-1].offset
                     for status in (_statuses(bootstrap, topics).get(each.instance) for each in alive)
                 ),
                 _PATIENCE_S,
@@ -99,7 +101,7 @@ def run(context: Context) -> Result:
                 each.close()
     result.at_least("commands", len(raw), n)
     result.at_least("kills_while_commands_came", killed, kills)
-    _check_log(result, told, raw.offset, raw.value, n)
+    _check_log(result, answers, raw.offset, raw.value, n)
     books, pages = Books(), {}
     for offset, value in zip(raw.offset, raw.value, strict=True):
         books.enter(offset, msgspec.json.decode(value or b""))
@@ -111,19 +113,19 @@ def run(context: Context) -> Result:
         all(statuses[s.instance].in_play == wanted for s in alive),
     )
     result.check("at the same command", len({statuses[s.instance].control_offset for s in alive}) == 1)
-    told_states = [Books.of(state) for state in states.decode(ServingState)]
-    result.at_least("states_told", len({state.offset for state in told_states}), paced + 1)
+    published = [Books.of(state) for state in states.decode(ServingState)]
+    result.at_least("serving_states", len({state.offset for state in published}), paced + 1)
     result.check(
-        "whatever scorers said on serving-state is what the log led to by then",
-        all(pages.get(state.offset) == state for state in told_states),
+        "every serving state follows from the log up to its command",
+        all(pages.get(state.offset) == state for state in published),
     )
-    result.check("and its last word is the log's", told_states[-1] == books)
+    result.check("the last serving state is that of the whole log", published[-1] == books)
     return result
 
 
 @dataclass(slots=True)
-class Told:
-    """What became of a command, as its author was told."""
+class Answer:
+    """How a command ended, according to its author's client."""
 
     who: str
     offset: int
@@ -138,8 +140,8 @@ def _race(
     n: int,
     kills: int,
     scorers: list[Scorer],
-) -> tuple[list[Told], int]:
-    told: list[Told] = []
+) -> tuple[list[Answer], int]:
+    answers: list[Answer] = []
     failures: list[BaseException] = []
 
     def write(number: int, who: str, author: Any) -> None:
@@ -148,8 +150,8 @@ def _race(
             catch_up(log, history, log.end())
             for _ in range(n // len(WRITERS)):
                 entry = submit(log, history, _some(rng, who, author, versions))
-                told.append(Told(who, entry.offset, not entry.refused))
-                # A refused author has read on by now; now and then it looks again before it speaks, as people do.
+                answers.append(Answer(who, entry.offset, not entry.refused))
+                # Its view ends at its own command. Half of the time it reads on before the next one, as people do.
                 time.sleep(rng.uniform(0, 0.3))
                 if rng.random() < 0.5:
                     catch_up(log, history, log.end())
@@ -171,20 +173,20 @@ def _race(
             victim.kill()
             victim.start()
             killed += any(thread.is_alive() for thread in threads)
-            context.say(f"{killed} kills, {len(told)} commands")
+            context.say(f"{killed} kills, {len(answers)} commands")
         time.sleep(0.05)
     for thread in threads:
         thread.join()
     if failures:
         raise failures[0]
-    return told, killed
+    return answers, killed
 
 
 def _some(rng: random.Random, who: str, author: Any, versions: list[ServedVersion]) -> Any:
     action: Any = rng.choice(_ACTIONS)
     if action == "retire" and rng.random() < 0.9:
         action = "shadow"
-    # What nobody has may be a shadow only: as champion it would stop the race at its first turn.
+    # The version that cannot be loaded may be a shadow only: as champion it would stop the race at its first turn.
     pool = versions if action == "shadow" else versions[:3]
     version = rng.choice(pool) if action in ("promote", "canary", "shadow", "stop") else None
     if action == "retire":
@@ -205,9 +207,9 @@ def _some(rng: random.Random, who: str, author: Any, versions: list[ServedVersio
     )
 
 
-def _settle(bootstrap: str, topic: str, versions: list[ServedVersion]) -> list[Told]:
-    """The last word: one version serves that can be had."""
-    log, history, told = ControlLog(bootstrap, topic), History(), []
+def _settle(bootstrap: str, topic: str, versions: list[ServedVersion]) -> list[Answer]:
+    """A last command, after which a version serves that can be loaded."""
+    log, history, answers = ControlLog(bootstrap, topic), History(), []
     try:
         catch_up(log, history, log.end())
         rng = random.Random(0)
@@ -221,15 +223,15 @@ def _settle(bootstrap: str, topic: str, versions: list[ServedVersion]) -> list[T
                 make(offset), action="promote", version=version, member=None, share=None
             ),
         )
-        told.append(Told("ann", entry.offset, not entry.refused))
+        answers.append(Answer("ann", entry.offset, not entry.refused))
     finally:
         log.close()
-    return told
+    return answers
 
 
-def _one_by_one(bootstrap: str, topics: Topics, count: int) -> list[Told]:
+def _one_by_one(bootstrap: str, topics: Topics, count: int) -> list[Answer]:
     """Commands that always count, each after the serving state of the one before."""
-    log, history, told = ControlLog(bootstrap, topics.control), History(), []
+    log, history, answers = ControlLog(bootstrap, topics.control), History(), []
     try:
         catch_up(log, history, log.end())
         held = history.states["cards"].hold is not None
@@ -243,11 +245,11 @@ def _one_by_one(bootstrap: str, topics: Topics, count: int) -> list[Told]:
                     author="person",
                 ),
             )  # fmt: skip
-            told.append(Told("ann", entry.offset, not entry.refused))
-            wait_until(f"serving-state follows {action}", lambda: _state_of(bootstrap, topics, told[-1].offset), 60)
+            answers.append(Answer("ann", entry.offset, not entry.refused))
+            wait_until(f"serving-state follows {action}", lambda: _state_of(bootstrap, topics, answers[-1].offset), 60)
     finally:
         log.close()
-    return told
+    return answers
 
 
 def _state_of(bootstrap: str, topics: Topics, offset: int) -> bool:
@@ -255,25 +257,27 @@ def _state_of(bootstrap: str, topics: Topics, offset: int) -> bool:
     return any(state.control_offset == offset for state in states)
 
 
-def _check_log(result: Result, told: list[Told], offsets: list[int], values: list[bytes | None], n: int) -> None:
+def _check_log(result: Result, answers: list[Answer], offsets: list[int], values: list[bytes | None], n: int) -> None:
     log = {o: msgspec.json.decode(v or b"") for o, v in zip(offsets, values, strict=True)}
     result.check("the log has no holes", sorted(log) == list(range(len(log))))
-    counted = [t for t in told if t.counts]
+    counted = [a for a in answers if a.counts]
     stale = [o for o, command in log.items() if command["expected_offset"] != o]
     result.figures["counted"], result.figures["stale"] = len(counted), len(stale)
     result.at_least("stale_commands", len(stale), n // 10)
-    result.check("what counted landed where its author expected", not {t.offset for t in counted} & set(stale))
-    result.check("every command is in the log once, by its author", all(log[t.offset]["who"] == t.who for t in told))
-    result.check("nobody was told of one place twice", max(Counter(t.offset for t in told).values()) == 1)
+    result.check(
+        "commands that count are at the offset that their author expected", not {a.offset for a in counted} & set(stale)
+    )
+    result.check("every command is in the log once, by its author", all(log[a.offset]["who"] == a.who for a in answers))
+    result.check("no two commands got the same offset", max(Counter(a.offset for a in answers).values()) == 1)
     books = Books()
-    truth = {o: books.enter(o, command) for o, command in sorted(log.items())}
-    result.check("every author was told the truth", all(truth[t.offset] == t.counts for t in told))
-    result.figures["actions_that_counted"] = dict(Counter(log[t.offset]["action"] for t in counted))
+    right = {o: books.enter(o, command) for o, command in sorted(log.items())}
+    result.check("every author got the right answer", all(right[a.offset] == a.counts for a in answers))
+    result.figures["actions_that_counted"] = dict(Counter(log[a.offset]["action"] for a in counted))
 
 
 @dataclass(slots=True)
 class Books:
-    """The rules of docs/control.md, kept by hand."""
+    """The state that follows from the log by the rules of docs/control.md."""
 
     champion: str = ""
     last_good: str = ""
@@ -289,7 +293,7 @@ class Books:
 
     @classmethod
     def of(cls, state: ServingState) -> Books:
-        """What `serving-state` says."""
+        """The same of a record on `serving-state`."""
         canary, last_good = state.canary, state.last_good
         return cls(
             champion=state.champion.version,
@@ -373,7 +377,7 @@ class Books:
 
 
 def _statuses(bootstrap: str, topics: Topics) -> dict[str, ScorerStatus]:
-    """The newest word of each scorer."""
+    """The newest status of each scorer."""
     content, out = read_topic(bootstrap, topics.scorer_status), {}
     for key, value in zip(content.key, content.value, strict=True):
         name = (key or b"").decode()

@@ -113,9 +113,9 @@ def _counts(at: StackAddresses) -> dict[str, Counts]:
     event_of: dict[tuple[int, int], tuple[str, int]] = {}
     times: dict[str, Any] = defaultdict(list)
     for partition, offset, value in zip(inputs.partition, inputs.offset, inputs.value, strict=True):
-        told = document(value or b"")
-        event_of[partition, offset] = told["terminal_id"], told["event_time"]
-        times[told["terminal_id"]].append(told["event_time"])
+        record = document(value or b"")
+        event_of[partition, offset] = record["terminal_id"], record["event_time"]
+        times[record["terminal_id"]].append(record["event_time"])
     times = {terminal: np.sort(np.array(each)) for terminal, each in times.items()}
     out = {feature: Counts() for feature in WINDOWS_MS}
     columns = {feature: checked.features.index(feature) for feature in WINDOWS_MS}

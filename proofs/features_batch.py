@@ -117,5 +117,5 @@ def _input(result: Result, seed: int, n: int) -> tuple[Records, Records]:
     order = np.concatenate([np.arange(n), again])[np.argsort(places, kind="stable")].tolist()
     result.at_least("labels", len(labels.event_time), 10)
     result.at_least("second_copies", len(again), n // 20)
-    told = encode_keys(labels.customer_id), encode_labels(labels)
-    return told, ([keys[i] for i in order], [values[i] for i in order])
+    label_records = encode_keys(labels.customer_id), encode_labels(labels)
+    return label_records, ([keys[i] for i in order], [values[i] for i in order])

@@ -112,12 +112,12 @@ def _times(some: list[Counter[str]], others: list[Counter[str]]) -> float:
 
 
 def _on_huge_pages(pid: int) -> int | None:
-    """Megabytes; None where the system does not say."""
+    """Megabytes; None where the system does not report them."""
     try:
-        told = FilePath(f"/proc/{pid}/smaps_rollup").read_text()
+        text = FilePath(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return None
-    found = re.search(r"AnonHugePages: +(\d+) kB", told)
+    found = re.search(r"AnonHugePages: +(\d+) kB", text)
     return round(int(found[1]) / 1024) if found else None
 
 

@@ -47,8 +47,8 @@ def run(context: Context) -> Result:
     one = crash_one_scorer(context, parts, crashes)
     two = disturb_two_scorers(context, parts, max(int(PAIRS_A_WORLD * crashes / CRASHES_A_WORLD), 6))
     for name, (verdict, counts) in {"one_scorer": one, "two_scorers": two}.items():
-        told = {f.name: getattr(verdict, f.name) for f in fields(Verdict)}
-        result.figures[name] = dict(counts) | {k: v for k, v in told.items() if k != "example" or v}
+        counted = {f.name: getattr(verdict, f.name) for f in fields(Verdict)}
+        result.figures[name] = dict(counts) | {k: v for k, v in counted.items() if k != "example" or v}
         result.check(f"{name}: outputs once, rows and features equal the log", verdict.holds)
         result.check(f"{name}: nothing was taken for lost", verdict.degraded == 0)
         result.at_least(f"{name}: rows_compacted", verdict.rows_compacted, 5 * counts["worlds"])

@@ -74,8 +74,8 @@ def run(context: Context) -> Result:
     if context.broken:
         _break()
     verdict, counts = lose_in_memory(context, make_parts(context.folder, CARDS_SPEC), losses)
-    told = {f.name: getattr(verdict, f.name) for f in fields(Verdict)}
-    result.figures["memory"] = dict(counts) | {k: v for k, v in told.items() if k != "example" or v}
+    counted = {f.name: getattr(verdict, f.name) for f in fields(Verdict)}
+    result.figures["memory"] = dict(counts) | {k: v for k, v in counted.items() if k != "example" or v}
     result.check("in memory: outputs once, rows equal the log, no wrong value is called fresh", verdict.holds)
     for kind in (
         "flushed",

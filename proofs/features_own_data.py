@@ -123,7 +123,7 @@ def _command(context: Context, arguments: list[str]) -> None:
 
 
 def _exchange_ids(data: Path, spec: Path, seed: int) -> None:
-    """Every row gets the id of another, so scores are told of the wrong transactions."""
+    """Every row gets the id of another one, so scores have the ids of the wrong transactions."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -465,11 +465,11 @@ def _check_every_figure(result: Result, log: Log, rows: Rows, found: Found) -> N
     result.check("every figure of labels equals the recomputation", not different)
 
 
-def _same_figure(told: Figure, wanted: monitor_labels.Recomputed) -> bool:
-    numbers = [(told.value, wanted.value), (told.low, wanted.low), (told.high, wanted.high)]
-    numbers += [(told.statistics.get(name), value) for name, value in wanted.statistics.items()]
-    numbers += zip(told.interval or (None, None), wanted.interval or (None, None), strict=True)
-    counts = (told.numerator, told.denominator), (wanted.numerator, wanted.denominator)
+def _same_figure(reported: Figure, wanted: monitor_labels.Recomputed) -> bool:
+    numbers = [(reported.value, wanted.value), (reported.low, wanted.low), (reported.high, wanted.high)]
+    numbers += [(reported.statistics.get(name), value) for name, value in wanted.statistics.items()]
+    numbers += zip(reported.interval or (None, None), wanted.interval or (None, None), strict=True)
+    counts = (reported.numerator, reported.denominator), (wanted.numerator, wanted.denominator)
     return counts[0] == counts[1] and all(_close(*pair) for pair in numbers)
 
 

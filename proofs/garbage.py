@@ -1,6 +1,6 @@
 """garbage: 1 % of the input is bad in every known way; each is dead-lettered with code and path, the rest is scored.
 
-Bad records are told by their coordinates, so nothing about them is taken from the product's own word.
+Bad records are identified by their coordinates, so nothing about them is taken from the product.
 """
 
 from __future__ import annotations

@@ -64,17 +64,17 @@ def run(context: Context) -> Result:
     mark = context.folder / _MARK
     good = _good(context.folder / "good", context.seed)
     cases = list(_cases(good, mark))
-    told = _load_all(context, cases, "cases")
+    reports = _load_all(context, cases, "cases")
     wrong = {}
     for name, _, codes in cases:
-        found = told.get(name, {"code": "the process died"})
+        found = reports.get(name, {"code": "the process died"})
         if found["code"] not in codes or found["marked"]:
             wrong[name] = found
-    seconds = [found["seconds"] for found in told.values()]
-    result.figures["by_code"] = _count(found["code"] for found in told.values())
+    seconds = [found["seconds"] for found in reports.values()]
+    result.figures["by_code"] = _count(found["code"] for found in reports.values())
     result.figures["longest_load_s"] = max(seconds, default=0.0)
     result.figures["wrong"] = wrong
-    result.at_least("cases", len(told), 70)
+    result.at_least("cases", len(reports), 70)
     result.check("each is refused with its code, and nothing of it ran", not wrong)
     links = _odd_files(context, good)
     result.figures["odd_files"] = links
@@ -82,13 +82,13 @@ def run(context: Context) -> Result:
         "artifact_path", "artifact_digest", "artifact_size"
     })  # fmt: skip
     flips = list(_flips(good, n if not context.broken else min(n, 20), context.seed))
-    told = _load_all(context, flips, "flips")
-    died = [name for name, _, _ in flips if name not in told]
-    result.figures["flips"] = _count(found["code"] for found in told.values())
+    reports = _load_all(context, flips, "flips")
+    died = [name for name, _, _ in flips if name not in reports]
+    result.figures["flips"] = _count(found["code"] for found in reports.values())
     result.figures["died"] = died[:5]
     result.at_least("flips_tried", len(flips), len(_FORMATS) * (20 if context.broken else min(n, 20)))
     result.check("no flipped bit ends the process", not died)
-    outcomes = [found["code"] for found in told.values()]
+    outcomes = [found["code"] for found in reports.values()]
     unseen = outcomes.count(OTHER_SCORES)
     result.check(
         "a flipped bit is refused with a code, or the model loads",
@@ -148,18 +148,18 @@ def _good(folder: Path, seed: int) -> Files:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def _with(good: Files, member: str, blob: bytes, *, told: bool = True) -> Files:
-    """Another file for a member; `told`: the manifest vouches for it."""
+def _with(good: Files, member: str, blob: bytes, *, matching: bool = True) -> Files:
+    """Another file for a member; `matching`: the manifest has its digest and size."""
     file = f"{member}.{_FORMATS[member]}"
     files = good | {file: blob}
-    if not told:
+    if not matching:
         return files
 
-    def vouch(manifest: dict[str, Any]) -> None:
+    def match(manifest: dict[str, Any]) -> None:
         entry = next(m for m in manifest["members"] if m["name"] == member)
         entry["sha256"], entry["size"] = sha256_hex(blob), len(blob)
 
-    return _manifest(files, vouch)
+    return _manifest(files, match)
 
 
 def _manifest(good: Files, change: Callable[[dict[str, Any]], Any]) -> Files:
@@ -176,11 +176,11 @@ def _cases(good: Files, mark: Path) -> Iterator[Case]:
         yield f"{member}: an old pickle", _with(good, member, pickle.dumps(_Payload(mark), 0)), {"artifact_format"}
         yield (
             f"{member}: another digest",
-            _with(good, member, _flip(blob, len(blob) // 2), told=False),
+            _with(good, member, _flip(blob, len(blob) // 2), matching=False),
             {"artifact_digest"},
         )
-        yield f"{member}: longer", _with(good, member, blob + b" ", told=False), {"artifact_size"}
-        yield f"{member}: cut short", _with(good, member, blob[:-1], told=False), {"artifact_size"}
+        yield f"{member}: longer", _with(good, member, blob + b" ", matching=False), {"artifact_size"}
+        yield f"{member}: cut short", _with(good, member, blob[:-1], matching=False), {"artifact_size"}
         yield f"{member}: missing", {k: v for k, v in good.items() if k != f"{member}.{suffix}"}, {"artifact_missing"}
         for part in (0, 1, 10, len(blob) // 3, len(blob) // 2, len(blob) - 5):
             codes = {"artifact_format"} | ({"artifact_manifest"} if part == 0 else set())
@@ -343,8 +343,8 @@ def _skops(good: Files, evil: bytes, mark: Path) -> Iterator[Case]:
 
 
 def _odd_files(context: Context, good: Files) -> dict[str, str]:
-    """A member's file in whose place something else stands."""
-    told = {}
+    """The code for each kind of file that stands in the place of a member's file."""
+    codes = {}
     for name in ("a pipe", "a folder", "a link to a secret", "a device"):
         folder = context.folder / "odd"
         shutil.rmtree(folder, ignore_errors=True)
@@ -360,8 +360,8 @@ def _odd_files(context: Context, good: Files) -> dict[str, str]:
         else:
             place.symlink_to("/dev/zero" if name == "a device" else "/etc/passwd")
         found, _ = _child(context, [str(folder)])
-        told[name] = found.get(str(folder), {"code": "the process died"})["code"]
-    return told
+        codes[name] = found.get(str(folder), {"code": "the process died"})["code"]
+    return codes
 
 
 def _flips(good: Files, n: int, seed: int) -> Iterator[Case]:
@@ -384,8 +384,8 @@ def _flip(blob: bytes, place: int, bit: int = 0) -> bytes:
 
 
 def _load_all(context: Context, cases: list[Case], name: str) -> dict[str, dict[str, Any]]:
-    """What became of each case, those missing on which the process died."""
-    folder, told = context.folder / name, {}
+    """The report of each case; those on which the process died have none."""
+    folder, reports = context.folder / name, {}
     shutil.rmtree(folder, ignore_errors=True)
     of = {}
     for number, (case, files, _) in enumerate(cases):
@@ -397,18 +397,18 @@ def _load_all(context: Context, cases: list[Case], name: str) -> dict[str, dict[
     left = list(of)
     while left:
         found, where = _child(context, left)
-        told |= {of[place]: answer for place, answer in found.items()}
+        reports |= {of[place]: report for place, report in found.items()}
         if where is None:
             break
         context.say(f"the process died of {of[where]}")
         left = left[left.index(where) + 1 :]
-    context.say(f"{len(told)} of {len(cases)} {name} loaded or refused")
+    context.say(f"{len(reports)} of {len(cases)} {name} loaded or refused")
     shutil.rmtree(folder)
-    return told
+    return reports
 
 
 def _child(context: Context, places: list[str]) -> tuple[dict[str, dict[str, Any]], str | None]:
-    """Load the folders at `places` in another process: what became of each, and on which it died, if it did."""
+    """Load the folders at `places` in another process: the report of each, and the one on which it died, if any."""
 
     def bounded() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
@@ -427,8 +427,8 @@ def _child(context: Context, places: list[str]) -> tuple[dict[str, dict[str, Any
         check=False,
     )
     (context.folder / "child.log").write_text(done.stderr)
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    found = {answer["place"]: answer for answer in answers}
+    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    found = {report["place"]: report for report in reports}
     died = next((place for place in places if place not in found), None) if done.returncode else None
     return found, died
 
@@ -441,7 +441,7 @@ def _count(codes: Any) -> dict[str, int]:
 
 
 def _main(folder: Path, broken: bool) -> None:
-    """The child: load what standard input names, say what became of it."""
+    """The child: load the folders that standard input names, and print a report of each."""
     from stream_scorer.ensemble import ensemble as module
     from stream_scorer.ensemble.ensemble import SELF_TEST_TOLERANCE, Ensemble
     from stream_scorer.errors import ArtifactError
@@ -464,13 +464,13 @@ def _main(folder: Path, broken: bool) -> None:
             code = AS_BEFORE if np.allclose(score, wanted, rtol=0, atol=SELF_TEST_TOLERANCE) else OTHER_SCORES
         except ArtifactError as error:
             code = error.code
-        except Exception as error:  # anything else is a fault of ours, and told as such
+        except Exception as error:  # anything else is an error of ours, and reported as such
             code = f"{type(error).__name__}: {error}"[:200]
         marked = mark.exists()
         if marked:
             mark.rmdir()
-        told = {"place": place, "code": code, "marked": marked, "seconds": round(time.monotonic() - started, 3)}
-        print(json.dumps(told), flush=True)
+        report = {"place": place, "code": code, "marked": marked, "seconds": round(time.monotonic() - started, 3)}
+        print(json.dumps(report), flush=True)
 
 
 if __name__ == "__main__":

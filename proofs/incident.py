@@ -134,9 +134,11 @@ def run(context: Context) -> Result:
             result.check("it stays in shadow, and its cards are collected for labels", collected)
             if gone and n >= FEW:
                 again = promote(three)
-                told = _within(PATIENCE_S, lambda: "within the cool-down" in monitor.log.read_text())
-                result.check("a second time within the cool-down it only says so", told and state().champion == three)
-                result.check("and gives no command", history.entries[-1].offset == again)
+                logged = _within(PATIENCE_S, lambda: "within the cool-down" in monitor.log.read_text())
+                result.check(
+                    "a second time within the cool-down it is only logged", logged and state().champion == three
+                )
+                result.check("and no command is issued", history.entries[-1].offset == again)
             if gone:
                 _within(PATIENCE_S, lambda: _reported(bootstrap, topics, again=n >= FEW))
             sent = load.stop()
@@ -152,13 +154,13 @@ def run(context: Context) -> Result:
         contributions = read_topic(bootstrap, topics.contributions).decode(Contribution)
         lineage = read_lineage(bootstrap, topics)
         summaries = read_topic(bootstrap, topics.score_summaries).decode(ScoreSummary)
-        told = _verdict_incidents(bootstrap, topics)
+        reported = _verdict_incidents(bootstrap, topics)
         log = ControlLog(bootstrap, topics.verdicts)
         try:
             verdicts = read_verdicts(log)
         finally:
             log.close()
-    newest = list({incident.id: incident for incident in told}.values())  # type: ignore[attr-defined]
+    newest = list({incident.id: incident for incident in reported}.values())  # type: ignore[attr-defined]
     result.figures["incidents"] = [f"{i.id} {i.member} {'open' if i.closed is None else 'closed'}" for i in newest]
     incidents = [(three.version, MEMBER, False, False)] + [(three.version, MEMBER, True, True)] * (n >= FEW)
     result.check(

@@ -237,8 +237,8 @@ def _check_outputs(context: Context, result: Result, bootstrap: str, keys: list[
         [s.event_id for s in records] == [c.event_id for c in contributions.decode(Contribution)],
     )
     lineage = [(row.source.partition, row.source.offset, row.event_id) for row in read_lineage(bootstrap, topics)]
-    told = [(c.source.partition, c.source.offset, c.event_id) for c in contributions.decode(Contribution)]
-    result.check("one row of lineage for each contribution, in the same order", lineage == told)
+    expected = [(c.source.partition, c.source.offset, c.event_id) for c in contributions.decode(Contribution)]
+    result.check("one row of lineage for each contribution, in the same order", lineage == expected)
     result.check(
         "every second copy is flagged as a duplicate",
         sum(s.duplicate for s in records) == result.figures["event_ids_sent_twice"],
@@ -287,8 +287,8 @@ def _common(score: Score) -> tuple[object, ...]:
 def check_features(result: Result, bootstrap: str, redis_url: str, views: tuple[str, ...]) -> int:
     """Rows hold each event id once, and the features of every score equal a recomputation of the log.
 
-    `views` are beginnings of the names of those features that a partition's own records tell. Answers how many scores
-    say that they were made without them; those are not compared.
+    `views` are prefixes of the names of features that follow from the records of one partition. Returns how many scores
+    were made without them; those are not compared.
     """
     checked = cards()
     inputs = _without_garbage(read_topic(bootstrap, Topics().transactions))
@@ -303,11 +303,11 @@ def check_features(result: Result, bootstrap: str, redis_url: str, views: tuple[
         index = [i for i, p in enumerate(inputs.partition) if p == partition]
         again = _recompute(checked, [inputs.value[i] for i in index], np.array([inputs.timestamp[i] for i in index]))  # type: ignore[attr-defined]
         for row, i in enumerate(index):
-            told = served[(partition, inputs.offset[i])]
-            if any(told.feature_status[c] == MISSING for c in columns):
+            recorded = served[(partition, inputs.offset[i])]
+            if any(recorded.feature_status[c] == MISSING for c in columns):
                 without += 1
                 continue
-            got = np.array([np.nan if v is None else v for v in told.features])[columns]
+            got = np.array([np.nan if v is None else v for v in recorded.features])[columns]
             differences += not np.array_equal(got, again[row, columns], equal_nan=True)
     result.figures["feature_rows_compared"] = len(served) - without
     result.figures["feature_rows_different"] = differences

@@ -310,7 +310,7 @@ class Monitor(Scorer):
 
 
 class Load:
-    """Transactions at `rate` a second from a thread of its own, until told to stop or there are no more."""
+    """Sends transactions at `rate` per second from its own thread, until `stop` is called or none are left."""
 
     def __init__(self, bootstrap: str, topic: str, keys: Sequence[bytes], values: Sequence[bytes], rate: int) -> None:
         self._bootstrap, self._topic, self._keys, self._values, self._rate = bootstrap, topic, keys, values, rate

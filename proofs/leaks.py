@@ -341,10 +341,10 @@ def _wait_for_the_monitor(bootstrap: str, monitor: Monitor) -> None:
 def _wait_for_refusals(refused: Sequence[Scorer]) -> None:
     """Each has ended, or has logged that Redis refuses it."""
 
-    def told() -> bool:
+    def all_refused() -> bool:
         return all(not p.running or "redis" in p.log.read_text(errors="replace").lower() for p in refused)
 
-    wait_until("Redis refuses those with a wrong password", told, 60, 0.5)
+    wait_until("Redis refuses those with a wrong password", all_refused, 60, 0.5)
 
 
 def _pages_of(port: int) -> list[bytes]:

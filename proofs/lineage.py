@@ -254,14 +254,14 @@ def _on_real_parts(context: Context, result: Result, n: int) -> None:
 
 
 def _check_headers(result: Result, lineage: TopicContent) -> None:
-    """A record's headers and key tell where it belongs, without its value."""
+    """A record's headers and key show which inputs it covers, without its value."""
     wrong = 0
     for partition, key, value, headers in zip(
         lineage.partition, lineage.key, lineage.value, lineage.headers, strict=True
     ):
         batch = LineageBatch(value or b"")
-        told = int(headers["source.first_offset"] or b""), int(headers["source.next_offset"] or b"")
-        wrong += told != (batch.offset[0], batch.offset[-1] + 1)
+        stated = int(headers["source.first_offset"] or b""), int(headers["source.next_offset"] or b"")
+        wrong += stated != (batch.offset[0], batch.offset[-1] + 1)
         wrong += key != f"{batch.header.topic}-{batch.partition}".encode() or batch.partition != partition
     result.figures["lineage_records"] = len(lineage)
     result.check("key, partition and headers of every lineage record are right", wrong == 0 and len(lineage) > 0)
@@ -325,7 +325,7 @@ def _explain(context: Context, result: Result, at: StackAddresses, scores: list[
     for score in scores[:: max(len(scores) // explained, 1)][:explained]:
         done, seconds = _command(at, context.folder / "ensemble", "explain", score.event_id)
         times.append(seconds)
-        told = msgspec.json.decode(done.stdout) if done.returncode == 0 else {}
-        found = told.get("lineage", {}).get("event_id") == told.get("score", {}).get("event_id") == score.event_id
+        output = msgspec.json.decode(done.stdout) if done.returncode == 0 else {}
+        found = output.get("lineage", {}).get("event_id") == output.get("score", {}).get("event_id") == score.event_id
         result.check(f"explain finds event {len(times)} through lineage", found)
     result.figures["explain_seconds"] = times

@@ -71,7 +71,7 @@ def run(context: Context) -> Result:
             phase.update(dict.fromkeys(range(sent, sent + count), name))
             sent += count
 
-        def told(what: str) -> int:
+        def logged(what: str) -> int:
             return scorer.log.read_text().count(what)
 
         flag.write_text("well")
@@ -81,7 +81,7 @@ def run(context: Context) -> Result:
             send(_TRIAL, "at first")
             wait_drained(bootstrap, [scorer], timeout_s=_PATIENCE_S)
             for fault in faults:
-                opened, closed = told(OPENED), told(CLOSED)
+                opened, closed = logged(OPENED), logged(CLOSED)
                 flag.write_text(fault)
                 send(n, fault)
                 if fault == "holds-the-lock":
@@ -89,13 +89,13 @@ def run(context: Context) -> Result:
                     flag.write_text("well")
                     scorer.start()
                 wait_drained(bootstrap, [scorer], timeout_s=_PATIENCE_S)
-                result.check(f"{fault}: its breaker opens", told(OPENED) > opened)
+                result.check(f"{fault}: its breaker opens", logged(OPENED) > opened)
                 flag.write_text("well")
                 deadline = time.monotonic() + (_PATIENCE_S if not context.broken else 15.0)
-                while told(CLOSED) == closed and time.monotonic() < deadline:
+                while logged(CLOSED) == closed and time.monotonic() < deadline:
                     send(_TRIAL, f"{fault}, recovering")
                     time.sleep(0.5)
-                result.check(f"{fault}: its breaker closes", told(CLOSED) > closed)
+                result.check(f"{fault}: its breaker closes", logged(CLOSED) > closed)
                 wait_drained(bootstrap, [scorer], timeout_s=_PATIENCE_S)
                 send(n, f"{fault}, recovered")
                 wait_drained(bootstrap, [scorer], timeout_s=_PATIENCE_S)

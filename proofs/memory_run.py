@@ -15,6 +15,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,7 +219,7 @@ class World:
 
 
 def make_parts(folder: Path, spec: Path, row_entries: int = WHOLE_ROWS) -> Parts:
-    """The cards spec with rows that are never compacted unless told otherwise, and three small members, in `folder`."""
+    """The cards spec with rows that are compacted beyond `row_entries`, and three small members, in `folder`."""
     text = spec.read_text().replace("row_entries: 128", f"row_entries: {row_entries}")
     text = text.replace("\nderived:", _MORE_VIEWS + "\nderived:")
     (folder / "cards.yaml").write_text(text)
@@ -267,30 +268,30 @@ def disturbed_events(made: Transactions, rng: np.random.Generator) -> list[LogEv
         now = int(made.event_time[row])
         odd = rng.random()
         if odd < 0.2:  # many at one instant, or somewhat ahead of the record's own timestamp
-            told = document(values[row])
-            told["event_time"] = now // (10 * MINUTE_MS) * 10 * MINUTE_MS if odd < 0.15 else now + 4 * MINUTE_MS
-            values[row] = encode(told)
+            record = document(values[row])
+            record["event_time"] = now // (10 * MINUTE_MS) * 10 * MINUTE_MS if odd < 0.15 else now + 4 * MINUTE_MS
+            values[row] = encode(record)
         events.append(LogEvent(now + int(late[row]), TOPICS.transactions, keys[row], values[row], now))
         if rng.random() < 0.15:
             again = now + int(rng.integers(0, 3 * HOUR_MS))
             events.append(LogEvent(again, TOPICS.transactions, keys[row], values[row], now))
     label_keys, label_values = encode_keys(labels.customer_id), encode_labels(labels)
     for row, when in enumerate(given.tolist()):
-        told = document(label_values[row]) | {"labelled_at": when}
-        events.append(LogEvent(when, TOPICS.labels, label_keys[row], encode(told), when))
+        record = document(label_values[row]) | {"labelled_at": when}
+        events.append(LogEvent(when, TOPICS.labels, label_keys[row], encode(record), when))
         what = rng.random()
         if what < 0.1:  # the same again
-            events.append(LogEvent(when + HOUR_MS, TOPICS.labels, label_keys[row], encode(told), when))
+            events.append(LogEvent(when + HOUR_MS, TOPICS.labels, label_keys[row], encode(record), when))
         elif what < 0.3:  # a change of mind
             later = when + int(rng.integers(1, 6 * HOUR_MS))
             # Some say that they were given before the label they change.
             claimed = later if rng.random() < 0.7 else when - HOUR_MS // 2
-            other = told | {"labelled_at": claimed, "label": "genuine" if told["label"] == "fraud" else "fraud"}
+            other = record | {"labelled_at": claimed, "label": "genuine" if record["label"] == "fraud" else "fraud"}
             if rng.random() < 0.3:  # by another clock
                 other["event_time"] -= 4 * MINUTE_MS
             events.append(LogEvent(later, TOPICS.labels, label_keys[row], encode(other), later))
         elif what < 0.4:  # known before the transaction arrives
-            early = told | {"labelled_at": int(labels.event_time[row]) + 1}
+            early = record | {"labelled_at": int(labels.event_time[row]) + 1}
             at = float(labels.event_time[row] - 1)
             events[-1] = LogEvent(at, TOPICS.labels, label_keys[row], encode(early), when)
     return sorted(events, key=lambda event: event.at)
@@ -407,6 +408,24 @@ class LabelChange:
     entity: dict[str, str | None]
 
 
+@dataclass(frozen=True, slots=True)
+class FeatureInputs:
+    """What the features of `event` follow from.
+
+    Attributes:
+        applied: the applied offsets of its rows, by entity.
+        earlier: partition and offset of the events before it in its micro-batch.
+        events, changes: those of the whole log, by entity and its id.
+    """
+
+    checked: CheckedSpec
+    event: Event
+    applied: dict[str, dict[SourcePartition, int]]
+    earlier: set[tuple[int, int]]
+    events: dict[str, dict[str, list[Event]]]
+    changes: dict[str, dict[str, list[LabelChange]]]
+
+
 def verify(world: World) -> Verdict:
     """Outputs, rows and features against the log."""
     verdict = Verdict()
@@ -444,13 +463,13 @@ def verify(world: World) -> Verdict:
         event = by_place[c.source.partition, c.source.offset]
         batches.setdefault(number, []).append((c.place, event))
     spec = world.parts.checked
-    mine: dict[str, dict[str, list[Event]]] = {name: {} for name in spec.spec.entities}
-    told: dict[str, dict[str, list[LabelChange]]] = {name: {} for name in spec.spec.entities}
+    by_id: dict[str, dict[str, list[Event]]] = {name: {} for name in spec.spec.entities}
+    changes: dict[str, dict[str, list[LabelChange]]] = {name: {} for name in spec.spec.entities}
     for name in spec.spec.entities:
         for e in events:
-            mine[name].setdefault(str(e.entity[name]), []).append(e)
+            by_id[name].setdefault(str(e.entity[name]), []).append(e)
         for label in labels:
-            told[name].setdefault(str(label.entity[name]), []).append(label)
+            changes[name].setdefault(str(label.entity[name]), []).append(label)
     for number, c in whole:
         event = by_place[c.source.partition, c.source.offset]
         applied = {SourcePartition(m.topic, m.partition): m.next_offset for m in c.applied_offsets}
@@ -461,11 +480,12 @@ def verify(world: World) -> Verdict:
             name: applied | ahead_of(world.sharding, world.parts.engine, c, name, owner)
             for name, owner in event.entity.items()
         }
-        wanted = features_of(spec, event, by_entity, earlier, mine, told)
+        inputs = FeatureInputs(spec, event, by_entity, earlier, by_id, changes)
+        wanted = features_of(inputs)
         got = c.features[: len(names)]
         verdict.features += len(names)
         late = PARTIAL in c.feature_status
-        unlike = differences(spec, wanted, got, lambda: long_rows(spec, event, by_entity, earlier, mine, told, late))  # noqa: B023 - called at once
+        unlike = differences(spec, wanted, got, partial(long_rows, inputs, late))
         verdict.by_panes += sum(allowed for _, allowed in unlike)
         for place in [place for place, allowed in unlike if not allowed]:
             verdict.features_different += 1
@@ -541,16 +561,9 @@ def differences(
     return out
 
 
-def long_rows(
-    checked: CheckedSpec,
-    event: Event,
-    applied: dict[str, dict[SourcePartition, int]],
-    earlier: set[tuple[int, int]],
-    mine: dict[str, dict[str, list[Event]]],
-    told: dict[str, dict[str, list[LabelChange]]],
-    late: bool,
-) -> Callable[[View], LongRow | None]:
-    """The row of a view as `event` sees it, None if everything in it counts exactly. Arguments as of `features_of`."""
+def long_rows(inputs: FeatureInputs, late: bool) -> Callable[[View], LongRow | None]:
+    """The row of a view as the event sees it; None if everything in it counts exactly. `late`: the event is late."""
+    checked, event, applied = inputs.checked, inputs.event, inputs.applied
     limit = checked.spec.limits.row_entries
 
     def row_of(view: View) -> LongRow | None:
@@ -564,11 +577,11 @@ def long_rows(
             return (e.amount if view.of is None else _field(e, view.of)) if counts else None
 
         own = name == checked.spec.partition_entity
-        row = [e for e in mine[name][owner] if value(e) is not None and _in_row(e, event, own, applied[name], earlier)]
+        row = [e for e in inputs.events[name][owner] if value(e) is not None and _in_row(e, inputs, name)]
         row.sort(key=lambda e: e.offset)
         labels = [
             (label.time, label.given, 1 if label.fraud else -1)
-            for label in told[name].get(owner, [])
+            for label in inputs.changes[name].get(owner, [])
             if label.offset < applied[name][label.source] and not only and view.of is None
         ]
         most_old = max(len(row) - limit, 0)
@@ -583,13 +596,17 @@ def long_rows(
     return row_of
 
 
-def _in_row(
-    e: Event, event: Event, own: bool, applied: dict[SourcePartition, int], earlier: set[tuple[int, int]]
-) -> bool:
-    """Whether `e` is in a row of `event`: by the log if it has one partition, else by applied offsets and the batch."""
+def _in_row(e: Event, inputs: FeatureInputs, name: str) -> bool:
+    """Whether `e` is in the row of entity `name` that the event sees.
+
+    For the partition entity, the order of the log decides; for others, the applied offsets and the micro-batch.
+    """
+    event = inputs.event
     if e.source == event.source and e.offset >= event.offset:
         return False
-    return e.offset < event.offset if own else e.offset < applied[e.source] or (e.source.partition, e.offset) in earlier
+    if name == inputs.checked.spec.partition_entity:
+        return e.offset < event.offset
+    return e.offset < inputs.applied[name][e.source] or (e.source.partition, e.offset) in inputs.earlier
 
 
 def _log(world: World) -> tuple[list[Event], list[LabelChange]]:
@@ -616,27 +633,27 @@ def read_log(
     known: dict[tuple[SourcePartition, str], deque[str]] = {}
     changed: dict[tuple[SourcePartition, str], tuple[bool, int, int]] = {}
     for source, offset, value in records:
-        told = document(value)
-        entity = {name: told.get(e.field) for name, e in entities.items()}
+        record = document(value)
+        entity = {name: record.get(e.field) for name, e in entities.items()}
         if source.topic == TOPICS.labels:
             # A label that repeats what is known changes nothing. One that reverses another does so at the other's time,
             # and not before it.
-            was, time, since = changed.get((source, told["event_id"]), (False, 0, 0))
-            fraud = told["label"] == "fraud"
+            was, time, since = changed.get((source, record["event_id"]), (False, 0, 0))
+            fraud = record["label"] == "fraud"
             if fraud != was:
-                time, since = time if was else told["event_time"], max(since, told["labelled_at"])
-                changed[source, told["event_id"]] = fraud, time, since
-                labels.append(LabelChange(source, offset, told["event_id"], time, since, fraud, entity))
+                time, since = time if was else record["event_time"], max(since, record["labelled_at"])
+                changed[source, record["event_id"]] = fraud, time, since
+                labels.append(LabelChange(source, offset, record["event_id"], time, since, fraud, entity))
             continue
-        newest = known.setdefault((source, told["customer_id"]), deque(maxlen=checked.spec.limits.row_entries))
-        duplicate = told["event_id"] in newest
+        newest = known.setdefault((source, record["customer_id"]), deque(maxlen=checked.spec.limits.row_entries))
+        duplicate = record["event_id"] in newest
         events.append(
             Event(
-                source, offset, told["event_id"], told["event_time"], told["amount"], entity, told["channel"],
+                source, offset, record["event_id"], record["event_time"], record["amount"], entity, record["channel"],
                 duplicate,
             )
         )  # fmt: skip
-        newest.extend([] if duplicate else [told["event_id"]])
+        newest.extend([] if duplicate else [record["event_id"]])
     return events, labels
 
 
@@ -694,15 +711,9 @@ def _verify_rows(world: World, verdict: Verdict, events: list[Event], labels: li
             verdict.example = verdict.example or f"row {key!r}: {unlike}"
 
 
-def features_of(
-    checked: CheckedSpec,
-    event: Event,
-    applied: dict[str, dict[SourcePartition, int]],
-    earlier: set[tuple[int, int]],
-    mine: dict[str, dict[str, list[Event]]],
-    told: dict[str, dict[str, list[LabelChange]]],
-) -> list[float | None]:
-    """The view features of `event` from the log, the applied offsets and its batch alone; see docs/features.md."""
+def features_of(inputs: FeatureInputs) -> list[float | None]:
+    """The view features of an event from the log, the applied offsets and its batch alone; see docs/features.md."""
+    checked, event = inputs.checked, inputs.event
     seen: dict[str, tuple[list[Event], list[LabelChange]]] = {}
     for name, owner in event.entity.items():
         if owner is None:
@@ -710,15 +721,13 @@ def features_of(
         seen[name] = (
             [
                 e
-                for e in mine[name][owner]
-                if not e.duplicate
-                and e.time <= event.time
-                and _in_row(e, event, name == checked.spec.partition_entity, applied[name], earlier)
+                for e in inputs.events[name][owner]
+                if not e.duplicate and e.time <= event.time and _in_row(e, inputs, name)
             ],
             [
                 label
-                for label in told[name].get(owner, [])
-                if label.offset < applied[name][label.source] and label.given <= event.time
+                for label in inputs.changes[name].get(owner, [])
+                if label.offset < inputs.applied[name][label.source] and label.given <= event.time
             ],
         )
     out: list[float | None] = []

@@ -333,48 +333,57 @@ def _timed(figure: Recomputed, progress: Progress, horizon_ms: int, key: Key) ->
     return figure._replace(closed=closed, final=final, newest=progress.newest[1])
 
 
-def differs(told: MonitorMetric | None, wanted: Recomputed | None, horizon_ms: int) -> bool:
+def differs(published: MonitorMetric | None, wanted: Recomputed | None, horizon_ms: int) -> bool:
     """Whether what the monitor published last is not `wanted`."""
     optional = wanted is not None and wanted.between is not None and (wanted.final is None or wanted.between[2] == 0)
     if wanted is not None and wanted.between is not None and wanted.final is False:
         wanted = None  # only mature windows have a curve
-    if told is None or wanted is None:
-        return (told is not None or wanted is not None) and not (told is None and optional)
+    if published is None or wanted is None:
+        return (published is not None or wanted is not None) and not (published is None and optional)
     return not (
-        _same_numbers(told, wanted) and _same_window(told, wanted, horizon_ms)
-        and all(name in told.statistics and _close(told.statistics[name], value)
+        _same_numbers(published, wanted) and _same_window(published, wanted, horizon_ms)
+        and all(name in published.statistics and _close(published.statistics[name], value)
                 for name, value in wanted.statistics.items())
     )  # fmt: skip
 
 
-def _same_numbers(told: MonitorMetric, wanted: Recomputed) -> bool:
+def _same_numbers(published: MonitorMetric, wanted: Recomputed) -> bool:
     if wanted.between is not None:
         low, high, least, most = wanted.between
-        a, b = told.numerator, told.denominator
+        a, b = published.numerator, published.denominator
         return (
             a is not None and b is not None and b > 0 and low <= a <= high and least <= b <= most
-            and _close(told.value, a / b)
+            and _close(published.value, a / b)
         )  # fmt: skip
-    intervals = (told.interval_low, told.interval_high), wanted.interval or (None, None)
+    intervals = (published.interval_low, published.interval_high), wanted.interval or (None, None)
     return (
-        (told.numerator, told.denominator) == (wanted.numerator, wanted.denominator)
-        and _close(told.value, wanted.value) and _close(told.low, wanted.low) and _close(told.high, wanted.high)
+        (published.numerator, published.denominator) == (wanted.numerator, wanted.denominator)
+        and _close(published.value, wanted.value)
+        and _close(published.low, wanted.low) and _close(published.high, wanted.high)
         and all(_close(one, other) for one, other in zip(*intervals, strict=True))
     )  # fmt: skip
 
 
-def _same_window(told: MonitorMetric, wanted: Recomputed, horizon_ms: int) -> bool:
+def _same_window(published: MonitorMetric, wanted: Recomputed, horizon_ms: int) -> bool:
     """What a record says of its window: closed, and for figures of labels final, their age and their sources."""
-    if wanted.closed is not None and told.closed != wanted.closed:
+    if wanted.closed is not None and published.closed != wanted.closed:
         return False
     if not wanted.labelled:
-        return told.label_age is None and told.final is None and told.maturity is None and not told.label_sources
-    age = told.label_age
+        return (
+            published.label_age is None
+            and published.final is None
+            and published.maturity is None
+            and not published.label_sources
+        )
+    age = published.label_age
     return (
-        age is not None and 0 <= age <= max(wanted.newest - told.window_end, 0)
-        and told.final == (age >= horizon_ms) and wanted.final in (None, told.final)
-        and (told.maturity == 1.0 if told.final else told.maturity is None or 0 <= told.maturity <= 1)
-        and told.label_sources == wanted.sources
+        age is not None and 0 <= age <= max(wanted.newest - published.window_end, 0)
+        and published.final == (age >= horizon_ms) and wanted.final in (None, published.final)
+        and (
+            published.maturity == 1.0 if published.final
+            else published.maturity is None or 0 <= published.maturity <= 1
+        )
+        and published.label_sources == wanted.sources
     )  # fmt: skip
 
 

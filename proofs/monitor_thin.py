@@ -395,10 +395,10 @@ def _check_bounds(
     """Every mature window of a closed pane, by the simulator's truth."""
     truth = Truth(logs, path)
     result.check("every transaction of the truth was scored", truth.complete)
-    told = [m for m in said.every if m.metric == "fpr" and m.closed and m.low is not None]
+    bounded = [m for m in said.every if m.metric == "fpr" and m.closed and m.low is not None]
     result.figures |= {
-        "bounds_told_of_closed_windows": len(told),
-        "of_them_outside": sum(not _holds(m, truth) for m in told),
+        "bounds_of_closed_windows": len(bounded),
+        "of_them_outside": sum(not _holds(m, truth) for m in bounded),
     }
     mature = [
         m

@@ -64,7 +64,7 @@ from stream_scorer.state.client import connect
 
 N = 24_000
 MIN_SCORES, MIN_LABELS, MIN_WITH_RISK, MIN_BATCHES, MIN_KEYS = 20_000, 100, 1_000, 20, 1_000
-# A scaled-down run is told by its size, and has a tenth of everything and one batch size of replays as served.
+# A run with fewer records is scaled down: a tenth of everything, and one batch size of replays as served.
 SMALL, SMALL_SHARE = 20_000, 0.1
 # Transactions arrive in bursts of so many (log-uniform), each after the labels due by its end, at this rate on average:
 # some micro-batches are small, some are large enough to be applied to Redis in parts.

@@ -165,7 +165,7 @@ def _watch(
     """Read the meters, and promote and roll back in turn, until `seconds` have passed; return the number of changes."""
     history, changes = History(), 0
     every = min(CHANGE_EVERY_S, seconds / 6)
-    sampled = told = 0.0
+    sampled = printed = 0.0
     while (now := meter.now()) < seconds:
         meter.read_scores(follower)
         if now >= sampled:
@@ -176,8 +176,8 @@ def _watch(
             changes += 1
             entry = submit(log, history, _change(candidate if changes % 2 else None))
             assert not entry.refused, entry.refused
-        if now >= told:
-            told = now + 60
+        if now >= printed:
+            printed = now + 60
             context.say(meter.line())
     return changes
 
@@ -245,8 +245,8 @@ class _Traffic:
                         high = low + self._rate // 50
                         producer.publish(topics.transactions, keys[low:high], values[low:high])
                         self.sent += len(keys[low:high])
-                        if told := list(islice(labels, max(self._rate // 50 // LABELLED, 1))):
-                            producer.publish(topics.labels, [key for key, _ in told], [value for _, value in told])
+                        if due := list(islice(labels, max(self._rate // 50 // LABELLED, 1))):
+                            producer.publish(topics.labels, [key for key, _ in due], [value for _, value in due])
                     labels = self._labels(transactions)
         except BaseException as error:  # carried to the proof's own thread
             self._error = error

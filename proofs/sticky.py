@@ -41,9 +41,9 @@ def run(context: Context) -> Result:
     result.check("10 % lies within 50 %", not (arms[0.1] & ~arms[0.5]).any())
     other = route(n, context.seed, 0.1, "cards:9", broken=broken)
     result.check("another salt draws anew", _within((arms[0.1] & other).mean(), 0.01, n))
-    told = {digest(arms[0.1])} | {_elsewhere(n, context.seed, hash_seed, broken) for hash_seed in range(_OTHERS)}
+    digests = {digest(arms[0.1])} | {_elsewhere(n, context.seed, hash_seed, broken) for hash_seed in range(_OTHERS)}
     result.figures["processes"] = 1 + _OTHERS
-    result.check("every process routes every entity alike", len(told) == 1)
+    result.check("every process routes every entity alike", len(digests) == 1)
     plain = np.array([_plainly(name, 0.1) for name in entities(n, context.seed)])
     result.check("a plain reading of the definition agrees", np.array_equal(plain, arms[0.1]))
     return result

@@ -12,14 +12,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from proofs.control_race import Books, Told
+from proofs.control_race import Answer, Books
 from proofs.kit import ROOT, TopicContent, log_ends, read_lineage, read_topic, recomputes_all, wait_until
-from proofs.memory_run import Event, LabelChange, ahead_of, differences, features_of, long_rows, read_log
+from proofs.memory_run import Event, FeatureInputs, LabelChange, ahead_of, differences, features_of, long_rows, read_log
 from proofs.monitor_recompute import Logs, SubjectKey, recompute_all, verdicts, wrong_figures
 from proofs.storm_traffic import BAD
 from proofs.storm_world import ABSENT, VERSIONS, WINDOWS, World
@@ -256,7 +257,7 @@ def _log(world: World, published: Published) -> tuple[list[Event], list[LabelCha
 
 
 def _batches(published: Published) -> dict[tuple[int, int], list[LineageRow]]:
-    """The rows of each micro-batch, by place of its rows; a batch that cannot be told from another one is left out.
+    """The rows of each micro-batch, by place of its rows; batches that cannot be distinguished are left out.
 
     The rows of a batch share applied offsets and the time of scoring.
     """
@@ -289,13 +290,13 @@ class _Comparison:
     ) -> None:
         self._found, self._world, self._by_place, self._batches = found, world, by_place, batches
         entities = world.parts.checked.spec.entities
-        self._mine: dict[str, dict[str, list[Event]]] = {name: defaultdict(list) for name in entities}
-        self._told: dict[str, dict[str, list[LabelChange]]] = {name: defaultdict(list) for name in entities}
+        self._events: dict[str, dict[str, list[Event]]] = {name: defaultdict(list) for name in entities}
+        self._changes: dict[str, dict[str, list[LabelChange]]] = {name: defaultdict(list) for name in entities}
         for name in entities:
             for event in log[0]:
-                self._mine[name][str(event.entity[name])].append(event)
+                self._events[name][str(event.entity[name])].append(event)
             for label in log[1]:
-                self._told[name][str(label.entity[name])].append(label)
+                self._changes[name][str(label.entity[name])].append(label)
 
     def scores(self, chosen: Sequence[tuple[Score, LineageRow]]) -> int:
         """Note where features of `chosen` differ; returns the number of values that were compared."""
@@ -334,12 +335,12 @@ class _Comparison:
             for name, owner in event.entity.items()
         }
         earlier = {(r.source.partition, r.source.offset) for r in batch[: row.place]}
-        seen = world.parts.checked, event, by_entity, earlier, self._mine, self._told
-        return features_of(*seen), lambda: long_rows(*seen, late=PARTIAL in row.feature_status)
+        inputs = FeatureInputs(world.parts.checked, event, by_entity, earlier, self._events, self._changes)
+        return features_of(inputs), partial(long_rows, inputs, PARTIAL in row.feature_status)
 
 
 def check_control(found: Findings, world: World, instance: str, settled: int) -> None:
-    """One history: every author was told the truth, and serving states and the scorer's lineup follow from the log.
+    """One history: every author got the right answer, and serving states and the scorer's lineup follow from the log.
 
     The monitor must have ended, so that no command follows.
     """
@@ -347,15 +348,15 @@ def check_control(found: Findings, world: World, instance: str, settled: int) ->
     raw = read_topic(world.bootstrap, topics.control)
     status = _wait_status(world, instance, settled)
     unloadable = frozenset({ABSENT.version, world.operator.versions[VERSIONS + 1].version})
-    books, pages, truth = Books(unloadable=unloadable), {}, {}
+    books, pages, right = Books(unloadable=unloadable), {}, {}
     for offset, value in zip(raw.offset, raw.value, strict=True):
-        truth[offset] = books.enter(offset, msgspec.json.decode(value or b""))
+        right[offset] = books.enter(offset, msgspec.json.decode(value or b""))
         pages[books.offset] = msgspec.json.encode(_page(books))
     found.counts["commands"] = len(raw)
-    found.counts["commands_that_count"] = sum(truth.values())
-    check_truth_told(found, world.operator.told)
-    wrong = [t for t in world.operator.told if truth.get(t.offset) != t.counts]
-    found.require(not wrong, f"control: authors were told something else than the log has: {wrong[:_EXAMPLES]}")
+    found.counts["commands_that_count"] = sum(right.values())
+    check_answers(found, world.operator.answers)
+    wrong = [a for a in world.operator.answers if right.get(a.offset) != a.counts]
+    found.require(not wrong, f"control: authors got answers that do not follow from the log: {wrong[:_EXAMPLES]}")
     states = read_topic(world.bootstrap, topics.serving_state).decode(ServingState)
     strange = [s for s in states if pages.get(s.control_offset) != msgspec.json.encode(_page(Books.of(s)))]
     found.counts["serving_states"] = len(states)
@@ -498,6 +499,6 @@ def _run(*arguments: str, world: World) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_COMMAND_S, check=False)
 
 
-def check_truth_told(found: Findings, told: list[Told]) -> None:
-    """No place in the log was given to two authors."""
-    found.require(len({t.offset for t in told}) == len(told), "control: two authors were told the same place")
+def check_answers(found: Findings, answers: list[Answer]) -> None:
+    """No two commands got the same offset in the log."""
+    found.require(len({a.offset for a in answers}) == len(answers), "control: two commands got the same offset")

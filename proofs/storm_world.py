@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import redis
 
-from proofs.control_race import Told
+from proofs.control_race import Answer
 from proofs.kit import Monitor, Scorer
 from proofs.memory_run import Parts
 from proofs.storm_fleet import Fleet, Managed
@@ -165,12 +165,12 @@ class RedisPair:
 
 
 class Operator:
-    """Submits commands, and remembers what each author was told. Several threads may use it at once."""
+    """Submits commands, and keeps the answers. Several threads may use it at once."""
 
     def __init__(self, bootstrap: str, versions: Sequence[ServedVersion], member: DisabledMember) -> None:
         self._bootstrap = bootstrap
         self.versions, self.member = versions, member
-        self.told: list[Told] = []
+        self.answers: list[Answer] = []
         self._lock = threading.Lock()
 
     def submit(self, action: Any, who: str, **more: Any) -> bool:
@@ -190,7 +190,7 @@ class Operator:
         finally:
             log.close()
         with self._lock:
-            self.told.append(Told(who, entry.offset, not entry.refused))
+            self.answers.append(Answer(who, entry.offset, not entry.refused))
         return not entry.refused
 
     def settle(self) -> int:
@@ -198,7 +198,7 @@ class Operator:
         for _ in range(20):
             for version in self.versions[:VERSIONS]:
                 if self.submit("promote", "last", version=version):
-                    return max(told.offset for told in self.told)
+                    return max(answer.offset for answer in self.answers)
         raise AssertionError("no version could be promoted")
 
 

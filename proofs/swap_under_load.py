@@ -139,7 +139,7 @@ def run(context: Context) -> Result:
             time.sleep(_WARM_UP_S)
             dwell = max(n / rate / len(steps), _LEAST_DWELL_S)
             catch_up(log, history, log.end())
-            expected, told, rolled_back = {0: Expected(a)}, [], 0
+            expected, commands, rolled_back = {0: Expected(a)}, [], 0
             for action, more, wanted in steps:
                 with _without_files(cache, a) if action == "rollback" else nullcontext():
                     began, at_ms = time.monotonic(), time.time_ns() // 1_000_000
@@ -151,8 +151,8 @@ def run(context: Context) -> Result:
                         rolled_back += found
                 if not found:
                     assert _await_force(statuses, entry.offset, 60), f"{action} is not in force"
-                told.append((action, entry.offset, at_ms, round(1e3 * (time.monotonic() - began))))
-                context.say(f"{action}: in force after {told[-1][3]} ms")
+                commands.append((action, entry.offset, at_ms, round(1e3 * (time.monotonic() - began))))
+                context.say(f"{action}: in force after {commands[-1][3]} ms")
                 _dwell(ends, dwell)
             sent = load.stop(n)
             wait_drained(bootstrap, [scorer], timeout_s=120)
@@ -168,7 +168,7 @@ def run(context: Context) -> Result:
         lineage = read_lineage(bootstrap, topics)
         verified = _verify(bootstrap, cache, folders[0] / "ensemble")
     result.at_least("transactions", sent, n)
-    result.at_least("commands", len(told), 11)
+    result.at_least("commands", len(commands), 11)
     scores = outputs.decode(Score)
     event_ids = Counter(_event_id(value) for value in inputs.value)
     result.check("every transaction has one score", Counter(s.event_id for s in scores) == event_ids)
@@ -186,7 +186,7 @@ def run(context: Context) -> Result:
         result,
         scores,
         [t - arrived[s.event_id] for s, t in zip(scores, outputs.timestamp, strict=True)],
-        told,
+        commands,
         lineage,
         b,
     )
@@ -294,7 +294,7 @@ def _figures(
     result: Result,
     scores: list[Score],
     latency: list[int],
-    told: list[tuple[str, int, int, int]],
+    commands: list[tuple[str, int, int, int]],
     lineage: list[LineageRow],
     bad: str,
 ) -> None:
@@ -302,7 +302,7 @@ def _figures(
     late = np.array(latency)
     near = np.zeros(len(at), bool)
     around = {}
-    for action, offset, at_ms, force_ms in told:
+    for action, offset, at_ms, force_ms in commands:
         window = (at >= at_ms) & (at < at_ms + _AROUND_MS)
         near |= window
         pause = int(np.diff(np.sort(at[window])).max(initial=0))
@@ -317,11 +317,11 @@ def _figures(
     if (~near).any():
         p50, p99 = (int(q) for q in np.percentile(late[~near], [50, 99]))
         result.figures["elsewhere"] = {"p50_ms": p50, "p99_ms": p99}
-    commands = np.array([-1 if c.control_offset is None else c.control_offset for c in lineage])
+    offsets = np.array([-1 if c.control_offset is None else c.control_offset for c in lineage])
     decided = np.array([s.version == bad for s in scores])
     stops = {}
-    for action, offset, at_ms, _ in told:
-        before = decided & (commands < offset)
+    for action, offset, at_ms, _ in commands:
+        before = decided & (offsets < offset)
         if action == "rollback" and before.any():
             stops[f"{offset} {action}"] = max(int(at[before].max()) - at_ms, 0)
     result.figures["bad_version_went_on_ms"] = stops

@@ -146,17 +146,19 @@ def run(context: Context) -> Result:
 
 
 def _explain(context: Context, result: Result, at: StackAddresses, scores: list[Score]) -> None:
-    """The same record, told to a person."""
+    """`explain` shows the highest score."""
     chosen = max(scores, key=lambda score: score.score or 0.0)
     command = [sys.executable, "-m", "stream_scorer.cli.main", "explain", chosen.event_id, "--json"]
     command += ["--bootstrap", str(at.kafka), "--ensemble", str(context.folder / "ensemble")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    told = msgspec.json.decode(done.stdout, type=Explanation) if done.stdout else None
-    result.check("explain tells the highest score from its record, exit 0", bool(
-        done.returncode == 0 and told is not None and told.score == chosen and told.same
-        and told.contribution.z is not None and told.contribution.base is not None
-        and abs(told.contribution.base + sum(part.contribution for part in told.members) - told.contribution.z) <= 1e-9
-        and sum(bool(part.inside) for part in told.members) >= 4
+    shown = msgspec.json.decode(done.stdout, type=Explanation) if done.stdout else None
+    result.check("explain shows the highest score from its record, exit 0", bool(
+        done.returncode == 0 and shown is not None and shown.score == chosen and shown.same
+        and shown.contribution.z is not None and shown.contribution.base is not None
+        and abs(
+            shown.contribution.base + sum(part.contribution for part in shown.members) - shown.contribution.z
+        ) <= 1e-9
+        and sum(bool(part.inside) for part in shown.members) >= 4
     ))  # fmt: skip
 
 
@@ -174,17 +176,17 @@ def _publish_altered(
     lineage: TopicContent,
     alter: Alter,
 ) -> None:
-    """A copy of the outputs under a prefix of its own, one event of it altered."""
+    """A copy of the outputs under another prefix, with one event altered."""
     topics = Topics(f"{name}.")
     TopicAdmin(bootstrap).create_all(topics, 1)
     decode, encode = msgspec.json.decode, msgspec.json.encode
-    told = [[value or b"" for value in content.value[:_COPIED]] for content in (scores, contributions)]
+    outputs = [[value or b"" for value in content.value[:_COPIED]] for content in (scores, contributions)]
     records = [value or b"" for value in lineage.value]
-    place = len(told[0]) // 2
-    score, contribution = decode(told[0][place]), decode(told[1][place])
+    place = len(outputs[0]) // 2
+    score, contribution = decode(outputs[0][place]), decode(outputs[1][place])
     alter(score, contribution, records)
-    told[0][place], told[1][place] = encode(score), encode(contribution)
-    for topic, values in zip((topics.scores, topics.contributions, topics.lineage), [*told, records], strict=True):
+    outputs[0][place], outputs[1][place] = encode(score), encode(contribution)
+    for topic, values in zip((topics.scores, topics.contributions, topics.lineage), [*outputs, records], strict=True):
         publish(bootstrap, topic, [b""] * len(values), values)
 
 

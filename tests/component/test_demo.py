@@ -30,7 +30,7 @@ from tests.support.stories import HOUR, START, make_story, metric
 
 
 class SteppedClock:
-    """Time that moves when told."""
+    """Time that moves only when `seconds` is set."""
 
     def __init__(self) -> None:
         self.seconds = 100.0
@@ -160,10 +160,10 @@ class TestSecondAct:
             found.append(ControlRecord(offset, 1_000 * offset, command))
         return found
 
-    def test_it_promotes_once_and_tells_each_command_once(self) -> None:
+    def test_it_promotes_once_and_prints_each_command_once(self) -> None:
         promotions: list[int] = []
-        told: list[str] = []
-        act = SecondAct(self.UPDATE, 100, lambda: promotions.append(1), told.append)
+        lines: list[str] = []
+        act = SecondAct(self.UPDATE, 100, lambda: promotions.append(1), lines.append)
         act.follow(99, [])
         assert promotions == []
         for commands in (
@@ -174,7 +174,7 @@ class TestSecondAct:
         ):
             act.follow(100, commands)
         assert promotions == [1]
-        assert told == ["w: promote cards 2: better", "the monitor: rollback cards: counted; member gbdt makes 9 more"]
+        assert lines == ["w: promote cards 2: better", "the monitor: rollback cards: counted; member gbdt makes 9 more"]
 
     def test_only_one_rollback_by_the_monitor_that_names_the_member_will_do(self) -> None:
         act = SecondAct(self.UPDATE, 100, lambda: pytest.fail("not due"), lambda _line: None)

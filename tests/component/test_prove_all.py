@@ -116,8 +116,8 @@ with run_all.Runner(catalogue, slugs, os.environ, Path(sys.argv[1]), out, comman
 def test_it_goes_on_after_a_failure_and_ends_what_a_proof_leaves(tmp_path: Path) -> None:
     command = [sys.executable, "-c", RUNNER, str(tmp_path), "fails,leaves,holds"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
-    told = [line.split()[:2] for line in done.stdout.splitlines() if not line.startswith(" ")]
-    assert told == [["fails", "fails"], ["fails", "leaves"], ["holds", "holds"]], done.stderr
+    results = [line.split()[:2] for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert results == [["fails", "fails"], ["fails", "leaves"], ["holds", "holds"]], done.stderr
     assert done.returncode == 1
     assert str(tmp_path / "fails.log") in done.stdout
     left = int((tmp_path / "leaves.log").read_text().split()[1])
@@ -132,10 +132,10 @@ def test_an_interrupt_ends_the_proof_that_runs_and_starts_no_other(tmp_path: Pat
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    told, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted" in told
-    assert "holds    holds" not in told
+    assert "interrupted" in output
+    assert "holds    holds" not in output
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text().split()[1]), 0)
 
@@ -175,8 +175,8 @@ def test_the_summary_is_one_json_object(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("proofs.run_all.Runner.run", lambda _self: [Line("sticky", "holds", 0, 1.23)])
     from proofs.run_all import run_all
 
-    told: list[str] = []
-    assert run_all(["sticky"], {}, told.append) == 0
-    summary = json.loads(told[-1])
+    lines: list[str] = []
+    assert run_all(["sticky"], {}, lines.append) == 0
+    summary = json.loads(lines[-1])
     assert summary["ok"] is True
     assert summary["proofs"] == {"sticky": {"result": "holds", "seconds": 1.2}}

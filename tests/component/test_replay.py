@@ -159,8 +159,8 @@ def test_records_come_in_the_stated_order_whatever_the_chunks(checked: CheckedSp
         newest = -1
         for i, value in enumerate(values):
             if value != b"broken":
-                told = json.loads(value)
-                newest = max(newest, told.get("labelled_at", told.get("at")))
+                record = json.loads(value)
+                newest = max(newest, record.get("labelled_at", record.get("at")))
             wanted.append((newest, source.topic, source.partition, 2 * i))
     got = []
     for part in ordered(checked, logs, chunk):
@@ -282,16 +282,16 @@ def test_skew_names_the_feature_that_was_served_otherwise(checked: CheckedSpec, 
         for _, features, status in served[partition][::3]:
             features[place] = np.nan_to_num(features[place]) + 5.0
             status[0] = MISSING
-    told = measured()
-    assert {f.name for f in told.features if f.different} == {"who.mean_90ms"}
-    mean = told.features[place]
+    skew = measured()
+    assert {f.name for f in skew.features if f.different} == {"who.mean_90ms"}
+    mean = skew.features[place]
     altered = sum(len(range(0, len(each), 3)) for each in served.values())
-    assert mean.different == told.without == altered
+    assert mean.different == skew.without == altered
     assert mean.largest >= 5.0
     assert mean.mean_recorded is not None
     assert mean.mean_recomputed is not None
     assert mean.mean_recorded > mean.mean_recomputed
-    assert told.features[0].compared == told.scores - altered
+    assert skew.features[0].compared == skew.scores - altered
     assert measure_skew(checked, pieces(7), start, lambda *_: iter(()), profile).scores == 0
 
 
@@ -382,8 +382,8 @@ def test_applied_offsets_are_what_came_before_each_transaction(
     for c in contributions:
         applied = c["applied_offsets"]
         assert isinstance(applied, list)
-        told = {SourcePartition(a["topic"], a["partition"]): a["next_offset"] for a in applied}
-        assert told == wanted[_key(c)]
+        recorded = {SourcePartition(a["topic"], a["partition"]): a["next_offset"] for a in applied}
+        assert recorded == wanted[_key(c)]
 
 
 def test_parquet_and_json_lines_give_the_same(checked: CheckedSpec, ensemble: Ensemble, tmp_path: Path) -> None:

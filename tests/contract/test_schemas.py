@@ -1,4 +1,4 @@
-"""The schemas in `schemas/` are those of the code, real records meet them, and a change that breaks readers is told."""
+"""The schemas in `schemas/` are those of the code, real records meet them, and changes that break readers are found."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(430)]
 
 @dataclass
 class Demo:
-    """A demo in a folder of its own, whose processes can be told from all others by a variable they inherit."""
+    """A demo in a folder of its own, whose processes are identified by a variable that they inherit."""
 
     folder: Path
     mark: str

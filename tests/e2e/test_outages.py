@@ -220,9 +220,9 @@ def test_sigterm_in_mid_backlog_ends_in_order_and_the_next_start_goes_on(
 def look_at_features(at: StackAddresses) -> None:
     """`features check` finds what is missing and what is too much, `features show` shows an entity."""
     there = ["--bootstrap", str(at.kafka), "--redis", str(at.redis), "--spec", str(CARDS_SPEC)]
-    told = CliRunner().invoke(cli, ["features", "check", "--json", *there])
-    assert told.exit_code == 0, told.output
-    report = json.loads(told.output.splitlines()[-1])
+    result = CliRunner().invoke(cli, ["features", "check", "--json", *there])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.output.splitlines()[-1])
     assert report["records"] == N
     assert report["rows"] > 1_000
     client = connect(str(at.redis))
@@ -230,9 +230,9 @@ def look_at_features(at: StackAddresses) -> None:
     row = client.get(customer)
     assert row is not None
     owner = customer.decode().rsplit(":", 1)[1]
-    told = CliRunner().invoke(cli, ["features", "show", "customer", owner, "--json", *there])
-    assert told.exit_code == 0, told.output
-    shown = json.loads(told.output.splitlines()[-1])
+    result = CliRunner().invoke(cli, ["features", "show", "customer", owner, "--json", *there])
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.output.splitlines()[-1])
     assert shown["entries"] == len(row) // ENTRY_BYTES
     assert shown["features"]["customer.count_30d"] == shown["entries"]
     assert shown["age_ms"]["customer.count_30d"] == 0
@@ -241,12 +241,12 @@ def look_at_features(at: StackAddresses) -> None:
     assert CliRunner().invoke(cli, ["features", "show", "customer", "nobody", *there]).exit_code != 0
     for broken in (row[ENTRY_BYTES:], row + row[:ENTRY_BYTES]):
         client.set(customer, broken)
-        told = CliRunner().invoke(cli, ["features", "check", *there])
-        assert isinstance(told.exception, CheckFailed)
-        assert f"customer {owner}" in told.output
+        result = CliRunner().invoke(cli, ["features", "check", *there])
+        assert isinstance(result.exception, CheckFailed)
+        assert f"customer {owner}" in result.output
     client.set(customer, row)
-    told = CliRunner().invoke(cli, ["features", "expire", *there])
-    assert told.exit_code == 0, told.output
-    assert "keys deleted" in told.output
+    result = CliRunner().invoke(cli, ["features", "expire", *there])
+    assert result.exit_code == 0, result.output
+    assert "keys deleted" in result.output
     assert CliRunner().invoke(cli, ["features", "check", *there]).exit_code == 0
     assert client.get(customer) == row  # somebody will read it again

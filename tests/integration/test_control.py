@@ -44,8 +44,8 @@ def run(
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
-        told = capfd.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
+        output = capfd.readouterr()
+        return int(ended.value.code or 0), output.out, output.err
 
     return call
 
@@ -85,10 +85,10 @@ def test_a_version_comes_and_goes_by_commands(stack: StackAddresses, run: Run, t
         assert run("retire", "cards:2", "--why", "bad")[0] == 0
         code, _, err = run("promote", "cards:2", "--why", "again")
         assert (code, "2 is retired" in err) == (1, True)
-        told = status()
-        assert [s["instance"] for s in told["scorers"]] == ["one"]  # type: ignore[index, attr-defined]
-        assert told["log"][-1]["refused"] == "2 is retired"  # type: ignore[index]
-        assert told["states"][0]["champion"]["version"] == "1"  # type: ignore[index]
+        shown = status()
+        assert [s["instance"] for s in shown["scorers"]] == ["one"]  # type: ignore[index, attr-defined]
+        assert shown["log"][-1]["refused"] == "2 is retired"  # type: ignore[index]
+        assert shown["states"][0]["champion"]["version"] == "1"  # type: ignore[index]
         assert run("promote", "cards:9", "--why", "none")[0] == 2
         assert run("canary", "cards:1", "--share", "0", "--why", "none")[0] == 2
         code, out, _ = run("status", "cards")

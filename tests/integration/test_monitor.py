@@ -477,11 +477,11 @@ def promote_a_version_that_alerts_more(bootstrap: str, topics: Topics) -> Contro
     alerts = [(T0, T0)] * 2_000 + [(T0, None)] * 1_100 + [(None, T0)] * 100
     names = [f"{i:016x}" for i in range(len(alerts))]
     listed = CardAlerts(93_200, 0, names, [a for a, _ in alerts], [a for _, a in alerts], against=square)
-    told = ScoreSummary(
+    summary = ScoreSummary(
         "cards", "2", "champion", HOUR, topics.transactions, 0, 0, 0, 0, [pane], 1, {"1": listed}, T0 + HOUR
     )
     producer = Producer(producer_config(bootstrap, "summaries"))
-    producer.produce(topics.score_summaries, key="0", value=msgspec.json.encode(told), partition=0)
+    producer.produce(topics.score_summaries, key="0", value=msgspec.json.encode(summary), partition=0)
     producer.flush(10)
     return log
 

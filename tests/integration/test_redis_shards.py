@@ -113,7 +113,7 @@ def test_rows_equal_those_of_one_shard_and_every_shard_has_its_offsets(live: Sha
     assert len({key.split(b"}")[0] for key in client.scan_iter(match="*", count=1_000)}) == 6
 
 
-def test_a_shard_that_is_ahead_is_told_apart(live: ShardedRedisRows) -> None:
+def test_entries_of_a_shard_that_is_ahead_are_not_pending(live: ShardedRedisRows) -> None:
     live.apply(update(0, 100))
     behind = update(100, 140)
     first = RowUpdate(behind.spans, [], np.zeros(1, np.int64), *(a[:0] for a in _columns(behind)))

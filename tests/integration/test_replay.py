@@ -129,8 +129,8 @@ def test_a_warm_range_is_part_of_the_whole(filled: str, trained: Path, tmp_path:
     report(invoke(filled, trained, tmp_path / "all"))
     whole = {(c["source"]["partition"], c["source"]["offset"]): c for c in _lineage(tmp_path / "all")}
     middle = "0:300,1:300,2:300"
-    told = report(invoke(filled, trained, tmp_path / "warm", "--start", middle, "--warm"))
-    assert told["warmed"] == 900
+    warm = report(invoke(filled, trained, tmp_path / "warm", "--start", middle, "--warm"))
+    assert warm["warmed"] == 900
     part = _lineage(tmp_path / "warm")
     assert len(part) == N - 900
     # With offsets in several partitions the range begins at another moment in each, and warm records stand in between.

@@ -177,7 +177,7 @@ def test_a_run_is_bounded_in_time(bootstrap: str, history: Transactions) -> None
     assert report.transactions < len(history)
 
 
-def test_a_missing_topic_and_a_missing_broker_are_told_apart(bootstrap: str, history: Transactions) -> None:
+def test_a_missing_topic_and_a_missing_broker_raise_different_errors(bootstrap: str, history: Transactions) -> None:
     with pytest.raises(UsageError, match="nowhere-transactions"):
         LiveTraffic(LiveConfig(bootstrap, topics=Topics("nowhere-")), [history], None, clock=SystemClock()).run()
     # Nobody listens on the port of the discard service.

@@ -72,11 +72,11 @@ def processes_naming(folder: Path) -> list[int]:
 
 
 def test_three_services_come_up_answer_and_end(tmp_path: Path) -> None:
-    told: list[str] = []
-    with LocalStack(data_dir=tmp_path, on_progress=told.append) as stack:
+    lines: list[str] = []
+    with LocalStack(data_dir=tmp_path, on_progress=lines.append) as stack:
         kafka, redis, mlflow = stack.addresses.kafka, stack.addresses.redis, stack.addresses.mlflow
         assert kafka and redis and mlflow
-        assert all(any(line.startswith(name) for line in told) for name in ("kafka", "redis", "mlflow"))
+        assert all(any(line.startswith(name) for line in lines) for name in ("kafka", "redis", "mlflow"))
 
         admin = AdminClient({"bootstrap.servers": kafka})
         admin.create_topics([NewTopic("made", 2, 1)])["made"].result(10)

@@ -62,14 +62,14 @@ def batches(seed: int) -> list[EventBatch]:
     out = [one_event(DAY, 0, QUIET, 0)]
     for low in range(0, n, BATCH):
         place = np.arange(low, low + BATCH)
-        told = np.arange(low, min(low + BATCH, k)) if low < k else none
+        label_rows = np.arange(low, min(low + BATCH, k)) if low < k else none
         spans = [Span(BUSY, low, low + BATCH, int(at[place].max()))]
-        if len(told):
-            spans.append(Span(LABELS, low, low + len(told), int(at[told].max()) + DAY))
+        if len(label_rows):
+            spans.append(Span(LABELS, low, low + len(label_rows), int(at[label_rows].max()) + DAY))
         out.append(
             EventBatch(
-                take_transactions(transactions, place), take_labels(labels, told), spans,
-                np.zeros(BATCH, np.int64), place, np.ones(len(told), np.int64), told,
+                take_transactions(transactions, place), take_labels(labels, label_rows), spans,
+                np.zeros(BATCH, np.int64), place, np.ones(len(label_rows), np.int64), label_rows,
             )
         )  # fmt: skip
     return out

@@ -85,7 +85,7 @@ def batches(log: Log, size: int) -> list[EventBatch]:
     out = []
     for low in range(0, N, size):
         rows = np.arange(low, min(low + size, N))
-        told = np.flatnonzero((log.after >= low) & (log.after < low + size))
+        label_rows = np.flatnonzero((log.after >= low) & (log.after < low + size))
         spans = []
         for number, source in enumerate(PARTITIONS):
             mine = rows[log.partition[rows] == number]
@@ -93,11 +93,13 @@ def batches(log: Log, size: int) -> list[EventBatch]:
             start = int((log.partition[:low] == number).sum())
             spans.append(Span(source, start, start + len(mine), newest))
         first = int((log.after < low).sum())
-        spans.append(Span(LABELS, first, first + len(told), int(log.labels.labelled_at[told].max(initial=-1))))
+        spans.append(
+            Span(LABELS, first, first + len(label_rows), int(log.labels.labelled_at[label_rows].max(initial=-1)))
+        )
         out.append(
             EventBatch(
-                take_transactions(log.transactions, rows), take_labels(log.labels, told), spans,
-                log.partition[rows], log.offset[rows], np.full(len(told), 2), told,
+                take_transactions(log.transactions, rows), take_labels(log.labels, label_rows), spans,
+                log.partition[rows], log.offset[rows], np.full(len(label_rows), 2), label_rows,
             )
         )  # fmt: skip
     return out

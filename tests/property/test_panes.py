@@ -60,14 +60,14 @@ def make(seed: int, n: int):
 def run(seed: int, n: int, batch: int):
     """The features of all transactions; a label comes 20 transactions after its own."""
     transactions, labels, labelled = make(seed, n)
-    engine, store, out, told, compactions = FeatureEngine(SPEC), MemoryRowStore(), [], 0, 0
+    engine, store, out, given, compactions = FeatureEngine(SPEC), MemoryRowStore(), [], 0, 0
     # Batches of any size see the same labels only where those come between batches: every 60 transactions.
     for block in range(0, n, 60):
         known = int(np.searchsorted(labelled, max(block - 20, 0)))
         for low in range(block, min(block + 60, n), batch):
             rows = np.arange(low, min(low + batch, block + 60, n))
-            new = np.arange(told, known)
-            told = known
+            new = np.arange(given, known)
+            given = known
             spans = [
                 Span(
                     SourcePartition("t", 0), int(rows[0]), int(rows[-1]) + 1, int(transactions.event_time[rows].max())

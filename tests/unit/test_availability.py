@@ -37,7 +37,7 @@ def batch_of(change: RowUpdate) -> MicroBatch:
 
 
 class Store:
-    """Accepts updates unless told otherwise."""
+    """Accepts updates unless `refuses` is set."""
 
     def __init__(self) -> None:
         self.refuses = False

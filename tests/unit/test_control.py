@@ -244,7 +244,7 @@ class Scorer:
         self.health = Health(FixedClock())
         self.breaks: Exception = ArtifactError("altered")
         self.loads: list[str] = []
-        self.said: dict[str, deque[bytes | None]] = {
+        self.published: dict[str, deque[bytes | None]] = {
             "serving_state": deque(),
             "scorer_status": deque(),
             "audit": deque(),
@@ -258,7 +258,7 @@ class Scorer:
             self.hanging.wait(10)
             if topic in self.unwritable:
                 raise BrokerUnavailable(f"{topic} has no leader")
-            self.said[topic].append(value)
+            self.published[topic].append(value)
 
         def load(version: ServedVersion) -> Ensemble:
             self.loads.append(version.version)
@@ -286,9 +286,9 @@ class Scorer:
 
     @property
     def status(self) -> ScorerStatus:
-        told = self.said["scorer_status"][-1]
-        assert told is not None
-        return msgspec.json.decode(told, type=ScorerStatus)
+        newest = self.published["scorer_status"][-1]
+        assert newest is not None
+        return msgspec.json.decode(newest, type=ScorerStatus)
 
     def until(self, offset: int) -> ScorerStatus:
         deadline = time.monotonic() + 5
@@ -392,8 +392,8 @@ def test_a_scorer_follows_and_going_back_loads_nothing(ensembles: dict[str, Ense
         assert "3 is refused" in status.problem
     finally:
         scorer.follower.close()
-    assert scorer.said["scorer_status"][-1] is None
-    audit = [msgspec.json.decode(value or b"", type=AuditRecord) for value in scorer.said["audit"]]
+    assert scorer.published["scorer_status"][-1] is None
+    audit = [msgspec.json.decode(value or b"", type=AuditRecord) for value in scorer.published["audit"]]
     assert [(record.version, record.refused) for record in audit] == [
         ("1", ""), ("3", ""), ("2", ""), ("2", "artifact_invalid"), ("3", "artifact_invalid")
     ]  # fmt: skip
@@ -432,7 +432,7 @@ def test_of_scorers_that_start_at_once_one_is_heard(ensembles: dict[str, Ensembl
         counting = [history.add(offset, value).refused == "" for offset, value in enumerate(records)]
         assert counting.count(True) == 1
         assert {scorer.follower.lineup.control_offset for scorer in scorers} == {counting.index(True)}
-        states = {scorer.said["serving_state"][-1] for scorer in scorers}
+        states = {scorer.published["serving_state"][-1] for scorer in scorers}
         assert len(states) == 1
     finally:
         for scorer in scorers:
@@ -494,10 +494,10 @@ def test_a_failed_publication_is_retried_and_the_loaded_version_serves(
         scorer.unwritable = set()
         assert scorer.until(2).problem == ""
         assert eventually(lambda: newest(scorer, "serving_state", ServingState).champion == THREE)
-        assert eventually(lambda: len(scorer.said["audit"]) == 3)
+        assert eventually(lambda: len(scorer.published["audit"]) == 3)
     finally:
         scorer.follower.close()
-    audit = [msgspec.json.decode(value or b"", type=AuditRecord) for value in scorer.said["audit"]]
+    audit = [msgspec.json.decode(value or b"", type=AuditRecord) for value in scorer.published["audit"]]
     assert [(record.version, record.refused) for record in audit] == [("1", ""), ("2", ""), ("3", "")]
 
 
@@ -524,8 +524,8 @@ def test_a_rollback_takes_effect_within_a_second_while_versions_load(ensembles: 
         assert eventually(lambda: scorer.follower.lineup.champion.version == "1")
         assert time.monotonic() - began < 1
         assert scorer.follower.lineup.control_offset == rollback
-        heartbeats = len(scorer.said["scorer_status"])
-        assert eventually(lambda: len(scorer.said["scorer_status"]) > heartbeats + 1)  # heartbeats go on
+        heartbeats = len(scorer.published["scorer_status"])
+        assert eventually(lambda: len(scorer.published["scorer_status"]) > heartbeats + 1)  # heartbeats go on
         scorer.slow["3"].set()
         assert eventually(lambda: scorer.status.in_play == ["1", "3"])
         assert scorer.status.control_offset == rollback
@@ -649,7 +649,7 @@ def test_a_log_that_cannot_be_read_is_reported_by_heartbeats(ensembles: dict[str
 
 
 def newest(scorer: Scorer, topic: str, kind: type[ServingState]) -> ServingState:
-    return msgspec.json.decode(scorer.said[topic][-1] or b"", type=kind)
+    return msgspec.json.decode(scorer.published[topic][-1] or b"", type=kind)
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
@@ -854,7 +854,7 @@ def test_a_scorer_follows_another_one_that_proposes_while_it_starts(ensembles: d
     def other_starts() -> None:
         other = Scorer(records, ensembles, "other")
         other.follower.start()
-        scorer.states.records += [value for value in other.said["serving_state"] if value is not None]
+        scorer.states.records += [value for value in other.published["serving_state"] if value is not None]
         other.follower.close()
 
     scorer.before_proposal = other_starts

@@ -333,28 +333,28 @@ def test_names_take_the_form_of_a_spec(name: str, plain: str) -> None:
     assert spec_name_of(name) == plain
 
 
-def test_the_command_tells_what_it_wrote_and_what_it_misses(tmp_path: Path) -> None:
+def test_the_command_prints_what_it_wrote_and_what_it_misses(tmp_path: Path) -> None:
     path = write(tmp_path, ORDERS)
     arguments = ["data", "draft", str(path), "--time", "at", "--value", "Price", "--id", "Order No."]
     arguments += ["--out", str(tmp_path / "new" / "spec.yaml")]
-    told = CliRunner().invoke(cli, arguments)
-    assert told.exit_code == 0
-    assert "features" in told.output
-    told = CliRunner().invoke(
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0
+    assert "features" in result.output
+    result = CliRunner().invoke(
         cli, ["data", "draft", str(path), "--time", "at", "--value", "Price", "--entity", "buyer"]
     )
-    assert told.exit_code == 2
-    assert "NAME=COLUMN" in told.output
+    assert result.exit_code == 2
+    assert "NAME=COLUMN" in result.output
     path.write_bytes(ORDERS.replace("wallet", "Überweisung").replace(",", ";").encode("cp1252"))
     for options, message in [
         ([], "--encoding cp1252"), (["--encoding", "no"], "no encoding 'no'"),
         (["--encoding", "ascii"], "not a text file in ascii"),
         (["--encoding", "cp1252"], "--delimiter ';'"),
     ]:  # fmt: skip
-        told = CliRunner().invoke(cli, [*arguments, *options])
-        assert isinstance(told.exception, UsageError) and message in str(told.exception)
-    told = CliRunner().invoke(cli, [*arguments, "--encoding", "cp1252", "--delimiter", ";;"])
-    assert told.exit_code == 2 and "not one character" in told.output
+        result = CliRunner().invoke(cli, [*arguments, *options])
+        assert isinstance(result.exception, UsageError) and message in str(result.exception)
+    result = CliRunner().invoke(cli, [*arguments, "--encoding", "cp1252", "--delimiter", ";;"])
+    assert result.exit_code == 2 and "not one character" in result.output
     read_as = ["--encoding", "cp1252", "--delimiter", ";"]
     assert CliRunner().invoke(cli, [*arguments, *read_as]).exit_code == 0
     assert load_spec(tmp_path / "new" / "spec.yaml").spec.transaction.fields["way"].values == ["card", "Überweisung"]
@@ -368,15 +368,15 @@ def test_the_command_tells_what_it_wrote_and_what_it_misses(tmp_path: Path) -> N
         str(tmp_path),
         *read_as,
     ]
-    told = CliRunner().invoke(cli, convert_it)
-    assert "times 2025-01-01 09:30:00 … 2025-01-03 00:00:00 UTC" in told.output
-    assert "amounts 0.07 … 10.50 became 7 … 1050" in told.output
+    result = CliRunner().invoke(cli, convert_it)
+    assert "times 2025-01-01 09:30:00 … 2025-01-03 00:00:00 UTC" in result.output
+    assert "amounts 0.07 … 10.50 became 7 … 1050" in result.output
     path.write_bytes(path.read_bytes().replace(b"A2", b"A1").replace(b"true;;no", b"true;;"))
-    told = CliRunner().invoke(cli, [*convert_it, "--label", "bad", "--fraud", "yes"])
-    assert "warning: 1 ids occur in several rows" in told.stderr
-    assert "3 transactions, 2 labels, 1 of them fraud\n1 transactions have no label" in told.stdout
+    result = CliRunner().invoke(cli, [*convert_it, "--label", "bad", "--fraud", "yes"])
+    assert "warning: 1 ids occur in several rows" in result.stderr
+    assert "3 transactions, 2 labels, 1 of them fraud\n1 transactions have no label" in result.stdout
     for units in ("EUR", "EUR=0", "1,2", "EUR=1,EUR=2", "100,EUR=1"):
-        told = CliRunner().invoke(cli, [*convert_it, "--minor-units", units])
-        assert told.exit_code == 2 and "neither a number nor CODE=NUMBER" in told.output
-    told = CliRunner().invoke(cli, [*convert_it, "--minor-units", "EUR=100,JPY=1"])
-    assert "names EUR, JPY, but the spec has no currency" in str(told.exception)
+        result = CliRunner().invoke(cli, [*convert_it, "--minor-units", units])
+        assert result.exit_code == 2 and "neither a number nor CODE=NUMBER" in result.output
+    result = CliRunner().invoke(cli, [*convert_it, "--minor-units", "EUR=100,JPY=1"])
+    assert "names EUR, JPY, but the spec has no currency" in str(result.exception)

@@ -48,15 +48,15 @@ def test_an_event_of_a_member_alone_names_the_member() -> None:
 
 
 def test_an_event_opens_one_incident_and_its_end_closes_it() -> None:
-    told, board = MemoryControlLog(), DriftBoard()
-    log = IncidentLog(told)
+    incidents, board = MemoryControlLog(), DriftBoard()
+    log = IncidentLog(incidents)
     board.publish([event()])
     for at in (1, 2):
         apply(board.findings(), log, at)
     board.publish([event(status="recovered", ended=FIRST + 5 * HOUR)])
     for at in (3, 4):
         apply(board.findings(), log, at)
-    opened, closed = [msgspec.json.decode(value, type=Incident) for value in told.records]
+    opened, closed = [msgspec.json.decode(value, type=Incident) for value in incidents.records]
     assert (opened.kind, opened.closed, closed.closed) == ("drift", None, 3)
     assert (closed.ended, closed.closed_event) == ("the traffic is as before again", FIRST + 6 * HOUR)
     assert opened.due is None
@@ -70,9 +70,9 @@ def test_transactions_and_money_are_counted_from_the_first_changed_window_on() -
         def monotonic(self) -> float:
             return 1.0
 
-    told, board = MemoryControlLog(), DriftBoard()
+    incidents, board = MemoryControlLog(), DriftBoard()
     signals = Signals(
-        IncidentLog(told), lambda topic, since: None, dict, Clock(), Metrics(INCIDENT_METRICS), SignalRules(),
+        IncidentLog(incidents), lambda topic, since: None, dict, Clock(), Metrics(INCIDENT_METRICS), SignalRules(),
         board.findings,
     )  # type: ignore[arg-type]  # fmt: skip
     board.publish([event()])
@@ -87,7 +87,7 @@ def test_transactions_and_money_are_counted_from_the_first_changed_window_on() -
     board.publish([event(id="2", fields=["terminal"])])
     signals.evaluate()
     how = "transactions since the first window with the change"
-    found = [msgspec.json.decode(value, type=Incident) for value in told.records]
+    found = [msgspec.json.decode(value, type=Incident) for value in incidents.records]
     assert [incident.affected for incident in found if incident.kind == "drift"] == [
         Affected(900, how=how),
         Affected(1_300, money=3_900, how=how),

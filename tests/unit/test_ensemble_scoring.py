@@ -129,7 +129,7 @@ def test_contributions_are_centred_on_the_reference(ensemble: Ensemble) -> None:
 
 
 class Broken:
-    """A member that fails in the way it is told to."""
+    """A member that raises or returns `answer`."""
 
     def __init__(self, answer: object) -> None:
         self.answer = answer

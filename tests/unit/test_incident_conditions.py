@@ -81,9 +81,9 @@ class Desk:
     """Detectors that report to a log in memory, minute by minute."""
 
     def __init__(self, rules: SignalRules | None = None) -> None:
-        self.told = MemoryControlLog()
+        self.incidents = MemoryControlLog()
         self.detectors = Detectors(rules or SignalRules())
-        self.log = IncidentLog(self.told)
+        self.log = IncidentLog(self.incidents)
         self.found = DetectedConditions()
 
     def run(self, minutes: Iterable[int], add: Callable[[int, int], None]) -> None:
@@ -103,7 +103,7 @@ class Desk:
 
     @property
     def records(self) -> list[Incident]:
-        return [msgspec.json.decode(value, type=Incident) for value in self.told.records]
+        return [msgspec.json.decode(value, type=Incident) for value in self.incidents.records]
 
 
 def usual(desk: Desk, partitions: Iterable[int] = (0, 1, 2)) -> Callable[[int, int], None]:
@@ -190,7 +190,7 @@ def test_a_person_closes_the_incident_of_a_deleted_feed_and_a_new_silence_is_a_n
     desk.run(range(40, 60), usual(desk, (0, 1)))
     # After a restart, too.
     again = Desk()
-    again.told.records, again.log = desk.told.records, IncidentLog(MemoryControlLog(desk.told.records))
+    again.incidents.records, again.log = desk.incidents.records, IncidentLog(MemoryControlLog(desk.incidents.records))
     for minute in range(60):
         usual(again, (0, 1, 2) if minute < 30 else (0, 1))(minute, BEGIN + minute * MINUTE)
     again.evaluate(BEGIN + 60 * MINUTE + 11_000)
@@ -215,7 +215,7 @@ def test_an_error_share_that_a_person_closed_is_not_reopened_by_a_restart_that_r
     (opened,) = desk.log.open()
     desk.log.close_by(opened.id, "ann", "known", BEGIN + 10 * MINUTE)
     again = Desk()
-    again.told.records, again.log = desk.told.records, IncidentLog(MemoryControlLog(desk.told.records))
+    again.incidents.records, again.log = desk.incidents.records, IncidentLog(MemoryControlLog(desk.incidents.records))
     # It reads from a later minute on than the one in which the condition began.
     again.run(range(5, 15), failing(again) if lasts else usual(again, [0]))
     again.run(range(15, 20), failing(again))
@@ -632,7 +632,7 @@ def test_a_restart_continues_the_open_incident_and_closes_it() -> None:
     desk.run(range(30), usual(desk))
     desk.run(range(30, 40), usual(desk, (0, 1)))
     again = Desk()
-    again.told.records, again.log = desk.told.records, IncidentLog(MemoryControlLog(desk.told.records))
+    again.incidents.records, again.log = desk.incidents.records, IncidentLog(MemoryControlLog(desk.incidents.records))
     # It reads again from before the incident, and evaluates only at the end.
     for minute in range(45):
         usual(again, (0, 1, 2) if minute < 30 else (0, 1))(minute, BEGIN + minute * MINUTE)
@@ -648,7 +648,7 @@ def test_what_the_stop_of_a_canary_saved_is_its_share() -> None:
         id="cards-2", ensemble="cards", version="8", baseline="7", since=2, opened=1, why="more", rows=10_000, both=50,
         candidate_only=60, baseline_only=10, due="stop", closed=2, ended_by=3, command="stop",
     )  # fmt: skip
-    desk.told.records.append(msgspec.json.encode(closed))
+    desk.incidents.records.append(msgspec.json.encode(closed))
     savings = desk.detectors.savings
     for version, rows in (("7", 900), ("8", 100)):  # before the monitor reads the incident
         savings.add_summary(msgspec.structs.replace(summary(0, rows, 0), version=version, control_offset=2))
@@ -668,8 +668,8 @@ def test_what_a_rollback_saved_is_counted_for_an_hour_of_event_time() -> None:
         id="cards-2", ensemble="cards", version="8", baseline="7", since=2, opened=1, why="more", rows=10_000, both=50,
         candidate_only=60, baseline_only=10, due="rollback", closed=2, ended_by=3, command="rollback",
     )  # fmt: skip
-    desk.told.records.append(msgspec.json.encode(closed))
-    desk.told.records.append(msgspec.json.encode(msgspec.structs.replace(closed, id="cards-9", command="promote")))
+    desk.incidents.records.append(msgspec.json.encode(closed))
+    desk.incidents.records.append(msgspec.json.encode(msgspec.structs.replace(closed, id="cards-9", command="promote")))
     savings = desk.detectors.savings
     savings.update(desk.log.read(), 0)
     before = msgspec.structs.replace(summary(0, 100, 0), control_offset=2)
@@ -745,19 +745,19 @@ def test_conditions_are_evaluated_when_what_was_there_is_read_and_not_a_part_of_
 
 
 def test_a_backlog_of_which_nothing_more_comes_is_not_evaluated() -> None:
-    clock, told = Clock(), MemoryControlLog()
+    clock, incidents = Clock(), MemoryControlLog()
 
     class Stuck(Idle):
         def caught_up(self, **_: bool) -> bool:
             return False
 
     signals = Signals(
-        IncidentLog(told), lambda name, _since: Stuck(clock, -90, name), lambda: {("transactions", 0): 9}, clock,
+        IncidentLog(incidents), lambda name, _since: Stuck(clock, -90, name), lambda: {("transactions", 0): 9}, clock,
         Metrics(INCIDENT_METRICS), SignalRules(),
     )  # fmt: skip
     with pytest.raises(BrokerUnavailable, match="no more records of score_summaries"):
         signals.run(threading.Event())
-    assert told.records == []
+    assert incidents.records == []
 
 
 @pytest.mark.parametrize(("hours", "reads_back_hours"), [(5, 6), (25, 1)])
@@ -835,19 +835,19 @@ class Idle(Follower):
 def test_a_start_knows_what_stopped_before_the_hour_that_it_reads(
     minute: int, topic: str, waiting: int, subjects: list[str]
 ) -> None:
-    clock, told = Clock(), MemoryControlLog()
+    clock, incidents = Clock(), MemoryControlLog()
     scored = minute * 1_000 + 100
 
     def ends() -> dict[tuple[str, int], int]:
         return {(topic, p): scored + waiting for p in range(3)}
 
     signals = Signals(
-        IncidentLog(told), lambda name, _since: Idle(clock, minute, name), ends, clock, Metrics(INCIDENT_METRICS),
+        IncidentLog(incidents), lambda name, _since: Idle(clock, minute, name), ends, clock, Metrics(INCIDENT_METRICS),
         SignalRules(),
     )  # fmt: skip
     stop = threading.Event()
     signals.run(stop, stop.set)
-    assert [msgspec.json.decode(value, type=Incident).subject for value in told.records] == subjects
+    assert [msgspec.json.decode(value, type=Incident).subject for value in incidents.records] == subjects
 
 
 def test_a_record_with_a_time_long_ago_gives_no_millions_of_minutes() -> None:

@@ -84,10 +84,10 @@ def sent(metrics: Metrics, result: str) -> float:
 
 
 def test_an_incident_is_posted_when_it_opens_and_when_it_closes_as_alertmanager_does() -> None:
-    told, clock, metrics = MemoryControlLog(), Clock(), Metrics(WEBHOOK_METRICS)
-    monitor = IncidentLog(MemoryControlLog(told.records))
+    incidents, clock, metrics = MemoryControlLog(), Clock(), Metrics(WEBHOOK_METRICS)
+    monitor = IncidentLog(MemoryControlLog(incidents.records))
     with receiver([]) as (url, seen):
-        hook = Webhook(url, IncidentLog(told), clock, metrics)
+        hook = Webhook(url, IncidentLog(incidents), clock, metrics)
         stop = threading.Event()
         hook.step(stop)
         monitor.report(CONDITION, clock.now)
@@ -119,8 +119,8 @@ def test_an_incident_is_posted_when_it_opens_and_when_it_closes_as_alertmanager_
 
 
 def test_attempts_are_bounded_and_the_next_incident_is_sent_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
-    told, clock, metrics = MemoryControlLog(), Clock(), Metrics(WEBHOOK_METRICS)
-    log = IncidentLog(told)
+    incidents, clock, metrics = MemoryControlLog(), Clock(), Metrics(WEBHOOK_METRICS)
+    log = IncidentLog(incidents)
     log.report(CONDITION, clock.now)
     log.report(Condition("errors", Subject("cards"), 120, "no scores"), clock.now)
     with caplog.at_level(logging.DEBUG, "stream_scorer"), receiver([503] * ATTEMPTS + [429]) as (url, seen):
@@ -134,8 +134,8 @@ def test_attempts_are_bounded_and_the_next_incident_is_sent_all_the_same(caplog:
 def test_an_unreachable_receiver_or_a_refusal_ends_the_attempts_and_logs_no_secret(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    told, clock, metrics = MemoryControlLog(), Clock(), Metrics(WEBHOOK_METRICS)
-    log = IncidentLog(told)
+    incidents, clock, metrics = MemoryControlLog(), Clock(), Metrics(WEBHOOK_METRICS)
+    log = IncidentLog(incidents)
     log.report(CONDITION, clock.now)
     calls = []
 
@@ -153,8 +153,8 @@ def test_an_unreachable_receiver_or_a_refusal_ends_the_attempts_and_logs_no_secr
 
 
 def test_a_notification_that_failed_is_sent_again_until_the_receiver_answers() -> None:
-    told, clock = MemoryControlLog(), Clock()
-    log, calls, up = IncidentLog(told), [], False
+    incidents, clock = MemoryControlLog(), Clock()
+    log, calls, up = IncidentLog(incidents), [], False
     log.report(CONDITION, clock.now)
 
     def post(_url: str, body: dict[str, Any]) -> int:
@@ -185,8 +185,8 @@ def test_a_notification_that_failed_is_sent_again_until_the_receiver_answers() -
 
 
 def test_a_restart_sends_open_and_recently_closed_incidents_again_and_no_old_ones() -> None:
-    told, clock = MemoryControlLog(), Clock()
-    log = IncidentLog(told)
+    incidents, clock = MemoryControlLog(), Clock()
+    log = IncidentLog(incidents)
     for start, closed in ((1, clock.now - AGAIN_MS - 1), (2, clock.now - 1), (3, None)):
         log.report(Condition("errors", Subject("cards"), start, "no scores"), clock.now - 2 * AGAIN_MS)
         if closed is not None:
@@ -201,8 +201,8 @@ def test_a_restart_sends_open_and_recently_closed_incidents_again_and_no_old_one
 
 
 def test_a_stop_ends_the_attempts() -> None:
-    told, clock = MemoryControlLog(), Clock()
-    log = IncidentLog(told)
+    incidents, clock = MemoryControlLog(), Clock()
+    log = IncidentLog(incidents)
     log.report(CONDITION, clock.now)
     stop, calls = threading.Event(), []
 
@@ -232,8 +232,8 @@ def test_the_address_is_a_secret_that_a_file_may_hold(tmp_path: Any) -> None:
 
 
 def test_a_receiver_that_does_not_answer_does_not_delay_readiness() -> None:
-    told, clock = MemoryControlLog(), Clock()
-    log = IncidentLog(told)
+    incidents, clock = MemoryControlLog(), Clock()
+    log = IncidentLog(incidents)
     log.report(CONDITION, clock.now)
     stop, order = threading.Event(), []
 

@@ -201,7 +201,7 @@ class Desk:
     def __init__(self, precision: float, *, labels: bool = True, baseline: int = 100) -> None:
         rng = np.random.default_rng(3)
         found, both = cards(300, baseline, rng), common_cards(300)
-        self.verdicts, self.told = MemoryControlLog(), MemoryControlLog()
+        self.verdicts, self.incidents = MemoryControlLog(), MemoryControlLog()
         verdict = VerdictRecord(
             id="cards-1", ensemble="cards", version="2", baseline="1", since=1, at=5, finding="rise", why="", rows=1,
             both=1, candidate_only=1, baseline_only=1, excluded=0, cards=CountedCards(1, 1, 1, 0),
@@ -256,7 +256,7 @@ class Desk:
             MemoryControlLog(self.verdicts.records),
             lambda key, value: self.verdicts.records.append(value),
             follow,
-            IncidentLog(MemoryControlLog(self.told.records)),
+            IncidentLog(MemoryControlLog(self.incidents.records)),
             HORIZON,
             lambda: self.now / 1_000,
         )
@@ -281,14 +281,14 @@ def test_a_version_that_labels_clear_is_proposed_again_once_and_nothing_promotes
     assert desk.since[0] == 77
     assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
     assert len(desk.verdicts.records) == 2
-    (incident,) = IncidentLog(MemoryControlLog(desk.told.records)).open()
+    (incident,) = IncidentLog(MemoryControlLog(desk.incidents.records)).open()
     assert (incident.id, incident.due, incident.version) == ("cards-1-labels", "promote", "2")
     assert incident.held_back.startswith("needs a person") and "labels clear it" in incident.why
     # The next command of anyone answers it.
     state = desk.history.states["cards"]
     desk.history.states["cards"] = replace(state, control_offset=3)
     desk.steps(desk.watch())
-    assert IncidentLog(MemoryControlLog(desk.told.records)).open() == []
+    assert IncidentLog(MemoryControlLog(desk.incidents.records)).open() == []
 
 
 def test_a_wall_clock_that_was_ahead_does_not_stop_the_labels() -> None:
@@ -329,7 +329,7 @@ def test_labels_clear_a_version_that_only_adds_alerts() -> None:
     desk = Desk(0.5, baseline=0)
     desk.steps(desk.watch())
     assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
-    (incident,) = IncidentLog(MemoryControlLog(desk.told.records)).open()
+    (incident,) = IncidentLog(MemoryControlLog(desk.incidents.records)).open()
     assert incident.due == "promote" and "both alert" in incident.why
 
 
@@ -337,7 +337,7 @@ def test_confirmed_harm_proposes_nothing() -> None:
     desk = Desk(0.02)
     desk.steps(desk.watch())
     assert desk.result.labels is not None and desk.result.labels.finding == "harm"
-    assert desk.told.records == []
+    assert desk.incidents.records == []
 
 
 def serving(desk: Desk, version: str, last_good: str | None = None, **more: object) -> None:
@@ -350,7 +350,7 @@ def serving(desk: Desk, version: str, last_good: str | None = None, **more: obje
 
 
 def incidents_of(desk: Desk) -> list[Incident]:
-    return list(IncidentLog(MemoryControlLog(desk.told.records)).read().newest.values())
+    return list(IncidentLog(MemoryControlLog(desk.incidents.records)).read().newest.values())
 
 
 def test_harm_of_a_version_that_a_person_kept_in_service_is_an_incident_until_it_decides_no_more() -> None:
@@ -402,7 +402,7 @@ def test_a_cleared_version_that_serves_or_is_retired_is_not_proposed_again(champ
     serving(desk, champion, last_good="1" if champion == "2" else None, retired=retired)
     desk.steps(desk.watch())
     assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
-    assert desk.told.records == []
+    assert desk.incidents.records == []
 
 
 def test_without_labels_and_during_a_comparison_nothing_is_decided_and_after_it_the_labels_are() -> None:
@@ -550,7 +550,7 @@ def test_a_topic_that_cannot_be_written_is_tried_again() -> None:
     watch._append = append
     desk.steps(watch)
     assert desk.result.labels is not None and desk.result.labels.finding == "cleared"
-    assert len(IncidentLog(MemoryControlLog(desk.told.records)).open()) == 1
+    assert len(IncidentLog(MemoryControlLog(desk.incidents.records)).open()) == 1
 
 
 def test_labels_that_cannot_be_opened_are_tried_again() -> None:

@@ -141,10 +141,10 @@ def test_summaries_count_exactly_what_was_scored(scored: Collected) -> None:
         pane = by_pane.setdefault(score["event_time"] // pane_ms * pane_ms, {})
         pane[score["decision"]] = pane.get(score["decision"], 0) + 1
         pane["money"] = pane.get("money", 0) + score["value"]
-    told: dict[int, dict[str, int]] = {}
+    counted: dict[int, dict[str, int]] = {}
     for summary in summaries:
         for pane in summary["panes"]:
-            into = told.setdefault(pane["pane"], {})
+            into = counted.setdefault(pane["pane"], {})
             for decision, count in pane["decisions"].items():
                 if count:
                     into[decision] = into.get(decision, 0) + count
@@ -154,7 +154,7 @@ def test_summaries_count_exactly_what_was_scored(scored: Collected) -> None:
             for cells in pane["left_out"].values():
                 assert sum(cells) == pane["rows"]
                 assert cells[0] + cells[1] == pane["decisions"]["review"] + pane["decisions"]["block"]
-    assert told == by_pane
+    assert counted == by_pane
     assert [s["first_offset"] for s in summaries[1:]] == [s["next_offset"] for s in summaries[:-1]]
 
 
@@ -175,17 +175,17 @@ def test_bad_records_become_dead_letters_with_their_bytes_and_the_rest_is_scored
     values[100] = huge
     sink = run(ensemble, 64, values=values)
     dead = sink.records["transactions.dlq"]
-    told = {int(dict(h)["source.offset"]): (dict(h), value) for _, _, value, h in dead}
-    assert {offset: headers["error.code"] for offset, (headers, _) in told.items()} == {
+    letters = {int(dict(h)["source.offset"]): (dict(h), value) for _, _, value, h in dead}
+    assert {offset: headers["error.code"] for offset, (headers, _) in letters.items()} == {
         3: b"not_json",
         40: b"empty_value",
         41: b"out_of_range",
         100: b"value_too_large",
     }
-    assert told[3][1] == b"{"
-    assert told[41][0]["error.path"] == b"$.amount"
-    assert told[100][1] == huge[:DEAD_LETTER_HEAD_BYTES]
-    assert told[100][0]["value.length"] == str(len(huge)).encode()
+    assert letters[3][1] == b"{"
+    assert letters[41][0]["error.path"] == b"$.amount"
+    assert letters[100][1] == huge[:DEAD_LETTER_HEAD_BYTES]
+    assert letters[100][0]["value.length"] == str(len(huge)).encode()
     assert len(sink.documents("scores")) == 600 - 4
 
 
@@ -381,9 +381,9 @@ def test_versions_side_by_side_decide_each_for_their_own_and_say_what_the_other_
     arms = {s["arm"] for s in scores}
     assert arms == {"champion", "canary"}
     alone = {"champion": (first, second), "canary": (second, first)}
-    told = {arm: [sink.documents("contributions") for sink in sinks] for arm, sinks in alone.items()}
+    published = {arm: [sink.documents("contributions") for sink in sinks] for arm, sinks in alone.items()}
     for row, (score, contribution, lineage) in enumerate(zip(scores, contributions, both.lineage(), strict=True)):
-        mine, theirs = (documents[row] for documents in told[score["arm"]])
+        mine, theirs = (documents[row] for documents in published[score["arm"]])
         assert contribution["version"] == lineage.version == mine["version"]
         assert (lineage.event_id, lineage.arm, lineage.control_offset) == (score["event_id"], score["arm"], 7)
         assert contribution["members"] == mine["members"]
@@ -790,9 +790,9 @@ def test_the_highest_alerts_of_a_batch_name_their_members_features(made: Path, s
     for low in range(0, 600, 64):  # of each batch those with the highest scores
         batch = {c["event_id"] for c in sink.documents("contributions")[low : low + 64]}
         alerts = [a for a in sink.documents("alerts") if a["event_id"] in batch]
-        told = {a["event_id"] for a in alerts if any(reason["features"] for reason in a["reasons"])}
+        explained = {a["event_id"] for a in alerts if any(reason["features"] for reason in a["reasons"])}
         wanted = sorted(alerts, key=lambda a: -a["score"])[:2]
-        assert {a["score"] for a in alerts if a["event_id"] in told} == {a["score"] for a in wanted}
+        assert {a["score"] for a in alerts if a["event_id"] in explained} == {a["score"] for a in wanted}
 
 
 def test_an_explanation_that_fails_costs_no_score(

@@ -1,4 +1,4 @@
-"""The command `simulate`: files on disk, a report on stdout, mistakes told in one line."""
+"""The command `simulate`: files on disk, a report on stdout, mistakes reported in one line."""
 
 from __future__ import annotations
 

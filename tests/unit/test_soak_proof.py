@@ -82,7 +82,7 @@ def test_keys_are_counted_by_kind(kinds: dict[str, tuple[int, int]], holds: list
     assert list(result.checks.values()) == holds
 
 
-def test_kinds_are_told_by_their_names() -> None:
+def test_kinds_of_keys_follow_from_their_names() -> None:
     redis = Keys(
         [b"{stream-scorer:rows:0a}:e:r:0:c1", b"{stream-scorer:rows:0a}:e:seen:7:5", b"{stream-scorer:m}:e:r:17"]
     )

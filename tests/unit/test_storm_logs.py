@@ -15,14 +15,14 @@ aiokafka.errors.NodeNotReadyError: NodeNotReadyError: Attempt to send a request
 During handling of the above exception, another exception occurred:
 
 Traceback (most recent call last):
-  File "/work/stream_scorer/monitor/app.py", line 341, in count
+  File "/app/stream_scorer/monitor/app.py", line 341, in count
     await asyncio.sleep(self._retry_backoff)
   File "/usr/lib/python3.11/asyncio/tasks.py", line 649, in sleep
     return await future
 asyncio.exceptions.CancelledError
 10:00:02 INFO    monitoring
 Traceback (most recent call last):
-  File "/work/stream_scorer/monitor/app.py", line 300, in count
+  File "/app/stream_scorer/monitor/app.py", line 300, in count
     counts[key] += 1
 KeyError: 'block'
 """.splitlines()
@@ -43,12 +43,12 @@ def test_tracebacks_are_found_with_all_that_they_are_chained_to() -> None:
     [
         (
             "stream_scorer.errors.StateUnavailable: Redis: TimeoutError",
-            'File "/work/stream_scorer/state/client.py"',
+            'File "/app/stream_scorer/state/client.py"',
             True,
         ),
-        ("stream_scorer.errors.UsageError: the spec is wrong", 'File "/work/stream_scorer/spec/load.py"', False),
-        ("RuntimeError: Event loop is closed", 'File "/work/stream_scorer/monitor/app.py"', False),
-        ("10:00:03 INFO    monitoring", 'File "/work/stream_scorer/monitor/app.py"', True),
+        ("stream_scorer.errors.UsageError: the spec is wrong", 'File "/app/stream_scorer/spec/load.py"', False),
+        ("RuntimeError: Event loop is closed", 'File "/app/stream_scorer/monitor/app.py"', False),
+        ("10:00:03 INFO    monitoring", 'File "/app/stream_scorer/monitor/app.py"', True),
     ],
 )
 def test_the_monitor_may_report_failures_of_services(raised: str, frame: str, holds: bool) -> None:
