@@ -1,8 +1,8 @@
-"""bench: the scorer's throughput and latency beside the passthrough limit and a per-event loop, in one run.
+"""bench: the scorer's throughput and latency compared with the passthrough limit and a per-event loop, in one run.
 
-Ratios of this run decide; absolute targets are printed beside them and never do. Latency is judged by the medians of
+Ratios of this run decide; absolute targets are printed too and never do. Latency is judged by the medians of
 five windows of each kind in turn, at rates up to half of what the scorer drains on this machine: close to saturation,
-queues determine latency. A smaller `n` gives a shorter run, and says so in its figures.
+queues determine latency. A smaller `n` gives a shorter run, as its figures show.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What compacted rows may hold, and what features of long rows may be, by plain loops over the log (ADR 0011).
+"""Checks of compacted rows, and of the features of long rows, by plain loops over the log (ADR 0011).
 
-The newest K transactions of a row count exactly, older ones by panes of a 32nd of each window. What may be missing is
-what lies in the panes at the edges of the window, and nothing else. Which transactions are old follows from the log for
-the partition entity; for other entities it depends on the order in which partitions were applied, so there each of them
-may be.
+The newest K transactions of a row count exactly, older ones by panes of a 32nd of each window. A feature may lack only
+what is in the panes at the edges of its window. For the partition entity, the log determines which transactions are
+old; for other entities, the order in which partitions were applied does, so each transaction may be old.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def compacted_row_differs(
 
     Args:
         wanted: (time, value) of all transactions and of all changes of labels in the log. limit: the entries that count
-            exactly. newest: the newest event time of the log, behind which panes may have been dropped.
+            exactly. newest: the newest event time of the log; panes far enough before it may have been dropped.
     """
     header, others = entries[0].tolist(), entries[1:].tolist()
     olds = 0
@@ -89,8 +88,8 @@ class LongRow:
     Attributes:
         times, values: of all earlier transactions in the row, in any order; old: which of them may count by panes.
         most_old: how many do. own: the value of the event itself, None if it does not count.
-        labels: event time, given at, and change of each label in the row. panes_dropped: the event is late, so what
-            lies behind may be gone.
+        labels: event time, time given, and change of each label in the row. panes_dropped: the event is late, so old
+            panes may have been dropped.
     """
 
     time: int
@@ -105,7 +104,7 @@ class LongRow:
     order_known: bool
 
     def holds(self, feature: ViewFeature, served: float | None, counted: float | None, plan: EntityPlan) -> bool:
-        """Whether `feature` may have the value `served`, if the count of the same window is `counted` (if known)."""
+        """Whether `feature` may have the value `served`; `counted`: the served count of the same window, if known."""
         if not feature.window_ms:
             return self._last_holds(feature.aggregate, served, plan)
         high = self.time - feature.delay_ms
@@ -156,7 +155,7 @@ class LongRow:
         for t, given, change in inside if self.old_labels else ():
             start = t // width * width
             edge = start <= low or start == (high + 1) // width * width or self.panes_dropped
-            # An old label at an edge may be missing; one that is given later counts already.
+            # An old label at an edge may be missing; one that is given later may count already.
             effect = -change if given <= self.time and edge else change if given > self.time else 0
             more, less = more + max(effect, 0), less + min(effect, 0)
         frauds = range(fraud + less, fraud + more + 1)
@@ -166,7 +165,7 @@ class LongRow:
 
 
 def _newest_hold(aggregate: str, served: float | None, exact: list[Any], values: list[Any], *, known: bool) -> bool:
-    """The newest transactions alone count: `exact` ones, if the order is known; else any part of `values`."""
+    """Only the newest transactions count: those of `exact`, if the order is known; else any part of `values`."""
     if aggregate == "distinct":
         return served == len(set(exact)) if known else served is not None and 0 <= served <= len(set(values))
     if aggregate == "std":
@@ -193,5 +192,5 @@ def _sum_holds(aggregate: str, served: float | None, n: int, values: list[Any], 
 
 
 def plan_of(checked: CheckedSpec) -> dict[tuple[str, bool, str | None], EntityPlan]:
-    """The rows of each entity, by its name, whether they have conditions, and the field that they hold."""
+    """The plan of each kind of row, by entity, whether it has conditions, and the field that it holds."""
     return {(p.name, bool(p.where), p.of): p for p in make_plan(checked).entities}

@@ -3,8 +3,8 @@
 Three writers, each with its own view of the log, submit commands to a real Kafka without waiting for each other. Two
 scorers are killed with `kill -9` and started again meanwhile. Afterwards, from the raw log and with no code of the
 product: commands that count are at the offset that their author expected, and every author got the right answer. After
-the race, both scorers, and a third that starts only then, have the lineup that follows from the log by plain
-bookkeeping, and so was every state that any of them published on `serving-state`.
+the race, the lineup of both scorers, and of a third that starts only then, follows from the log by plain bookkeeping,
+and so does every state that any of them published on `serving-state`.
 
 `N` is the number of commands. With fewer than by default, one scorer takes part in the race, and dies once.
 """
@@ -293,7 +293,7 @@ class Books:
 
     @classmethod
     def of(cls, state: ServingState) -> Books:
-        """The same of a record on `serving-state`."""
+        """The state in a record of `serving-state`."""
         canary, last_good = state.canary, state.last_good
         return cls(
             champion=state.champion.version,

@@ -1,4 +1,4 @@
-"""The contribution record as it was before topic `lineage` (commit 1e575f0), kept to measure against.
+"""The contribution record as it was before topic `lineage` (commit 1e575f0), kept as a baseline.
 
 `FatWriter` publishes as that commit did: one record per transaction with the whole lineage in it. `fat_record`
 builds the same record from what is published today, to count its bytes.
@@ -116,7 +116,7 @@ class FatWriter(publish.OutputWriter):
             strict=True,
         ):  # fmt: skip
             key, headers = raw.key[row], raw.headers[row]
-            # The fields of that time: without `card_group` and `review_propensity`.
+            # The fields at that commit: without `card_group` and `review_propensity`.
             record = Score(*fields[:16])
             yield place, topics.scores, partition, key, encode(record), headers
             members = list(map(_Member, names, member_scores, weights, contributions, status or ok))

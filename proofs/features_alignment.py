@@ -1,9 +1,8 @@
 """features-alignment: a backlog drains side by side in event time, and terminals are not under-counted.
 
-A backlog of four partitions, weeks of event time, is scored by one scorer. The counts of terminals that the scores were
-made from are held to plain counts of the log, score by score: none may be higher, and hardly anything may be missing.
-`features skew` finds the features of customers exact. The same again by a scorer that hands records on as they are
-fetched shows the difference.
+One scorer scores a backlog of four partitions with weeks of event time. The counts of terminals in each score are
+compared with plain counts of the log: none may be higher, and hardly anything may be missing. `features skew` finds the
+features of customers exact. A second run, with a scorer that scores records in fetch order, shows the difference.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from stream_scorer.stack import StackAddresses
 N = 60_000
 DAY_MS = 24 * 3_600_000
 WINDOWS_MS = {"terminal.count_1d": DAY_MS, "terminal.count_7d": 7 * DAY_MS}
-# Of what the log has, this much may be missing; without alignment it is many times that, and so much.
+# The share of the log's counts that may be missing; without alignment, the factor and the share that must be.
 MAX_MISSING, TIMES_WITHOUT, MIN_MISSING_WITHOUT = 0.02, 5.0, 0.05
 
 
@@ -91,10 +90,10 @@ def run(context: Context) -> Result:
 
 @dataclass(slots=True)
 class Counts:
-    """A count of terminals over all scores.
+    """The counts of one feature of terminals, over all scores.
 
     Attributes:
-        rows: scores with the feature. by_log: the sum of the counts of the log. too_high: scores with a higher one.
+        rows: scores with the feature. by_log: the sum of the counts of the log. too_high: scores with a higher count.
         missing: by how much the counts of the scores are lower, beyond what panes may leave out.
     """
 

@@ -7,8 +7,8 @@ some ahead, and every other one compacts its rows early (`proofs/compacted.py`).
 recovery are the real ones (`proofs/memory_run.py`). On a real Kafka and Redis: 50 `kill -9` while scoring, by
 `kill-once`.
 
-`N` is the number of crashes in memory; a twentieth of it are the real kills, at most 50. There rows are compared whole
-and the features of customers; in memory every view feature, of terminals too, by the applied offsets recorded with it.
+`N` is the number of crashes in memory, and a twentieth of it that of real kills (at most 50). After real kills, rows
+and the features of customers are compared; in memory, every view feature up to the applied offsets recorded with it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def disturb_two_scorers(context: Context, parts: Parts, worlds: int) -> tuple[Ve
 
 
 def _pair(world: World, rng: random.Random, counts: Counter[str]) -> None:
-    """Two scorers on one world; one after the other is killed, or stands still until the other has its partitions."""
+    """Two scorers on one world; one at a time is killed, or suspended until the other has its partitions."""
     lives: dict[str, Failpoints] = {}
     failures: list[BaseException] = []
 
@@ -178,7 +178,7 @@ def _pair(world: World, rng: random.Random, counts: Counter[str]) -> None:
 
 
 def _break() -> None:
-    """Rows advance without looking at their applied offsets: what was applied before counts again."""
+    """Rows ignore their applied offsets: what was applied before counts again."""
     from tests.support import rows
 
     apply = rows.MemoryAppliedRows._apply

@@ -1,14 +1,14 @@
 """features-flush: what Redis loses is noticed before a wrong value is called fresh, and rebuilt while scoring goes on.
 
-In memory, where every read may find something gone: everything, in the middle of a run and of the rebuild that follows;
-the row about to be read; one that was read and is about to be added to; and a Redis that does not answer now and then.
-The stages, the processor, the recovery and the rebuild are the real ones (`proofs/memory_run.py`); half of the worlds
-compact their rows early (`proofs/compacted.py`). On a real Kafka and
-Redis under live traffic: a single row deleted, then one shard of four, then FLUSHALL, then FLUSHALL again in the middle
-of the rebuild, then a rebuild that somebody asks for, during which features stay; `features check` then holds Redis to
-the log, and scoring must go on as promised (`proofs/throughout.py`).
+In memory, where any read may find a loss: of everything, during a run and during the rebuild that follows; of the row
+about to be read; of a row that was read and is about to get entries; or a Redis that does not answer for a moment. The
+stages, the processor, the recovery and the rebuild are the real ones (`proofs/memory_run.py`); half of the worlds
+compact their rows early (`proofs/compacted.py`). On a real Kafka and Redis under live traffic: a single row deleted,
+then one shard of four, then FLUSHALL, then FLUSHALL again in the middle of the rebuild, then a rebuild on request,
+during which features stay; `features check` then compares Redis with the log, and scoring must go on as promised
+(`proofs/throughout.py`).
 
-`N` is the number of losses in memory; on real parts 1,000 transactions for each, at most `HISTORY`, come before.
+`N` is the number of losses in memory; on real parts, 1,000 transactions for each (at most `HISTORY`) come first.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ class _Live:
 def _lose(
     context: Context, result: Result, scorer: Scorer, at: StackAddresses, soon: list[bytes]
 ) -> dict[str, tuple[int, int]]:
-    """One loss after the other, and the spells (epoch ms) from each loss to the end of its rebuild.
+    """Cause one loss after the other; returns the spells (epoch ms) from each loss to the end of its rebuild.
 
     `soon` are the keys of the records that come within a minute.
     """
@@ -282,7 +282,7 @@ def _lose(
         return scorer.log.read_text().count(REBUILT) >= times
 
     time.sleep(3)
-    # The customer of the most records to come: soon somebody reads the row.
+    # The customer with the most records to come, so that the row is read soon.
     owner = Counter(soon).most_common(1)[0][0]
     (row,) = list(client.scan_iter(match=b"*:r:0:" + owner, count=10_000))
     began = clock.now_ms()
@@ -342,14 +342,14 @@ def _check(context: Context, result: Result, at: StackAddresses, published: int)
     result.check("one output for each input", len(sources) == published and max(sources.values()) == 1)
     degraded = [s for s in scores if lacks_features(s)]
     result.figures["reasons"] = dict(Counter(reason for s in degraded for reason in s.degraded))
-    # Every spell without features, as the scores tell it.
+    # Every spell without features, by the scores.
     spells: list[list[Score]] = []
     for before, s in zip([None, *scores], scores, strict=False):
         if lacks_features(s):
             if before is None or not lacks_features(before):
                 spells.append([])
             spells[-1].append(s)
-    # The second FLUSHALL may fall into the first one's spell; a rebuild that was asked for makes none.
+    # The second FLUSHALL may fall into the first one's spell; a rebuild on request makes none.
     result.figures["spells"] = len(spells)
     result.check("scores lacked features after losses only", 3 <= len(spells) <= 4)
     result.figures["scored_without_features"] = [len(spell) for spell in spells]
@@ -361,7 +361,7 @@ def _check(context: Context, result: Result, at: StackAddresses, published: int)
     result.figures["rebuild_records_per_second"] = rates
     without = check_features(result, bootstrap, str(at.redis), ("customer", "terminal", "device", "network"))
     result.figures["scores_without_features"] = without
-    result.check("only scores that say so lack features", without == len(degraded))
+    result.check("only scores that are marked as degraded lack features", without == len(degraded))
     done = _features(at, "check")
     result.figures["features_check"] = done.stdout.strip().splitlines()[:1]
     result.check("features check exits 0", done.returncode == 0)
@@ -370,7 +370,7 @@ def _check(context: Context, result: Result, at: StackAddresses, published: int)
 def _check_throughout(
     result: Result, at: StackAddresses, history: int, rate: int, spells: dict[str, tuple[int, int]]
 ) -> None:
-    """Scoring goes on while traffic comes, with every loss; and scores of its spell say that they lack features."""
+    """Scoring goes on throughout and in the spell of each loss, where scores are marked as lacking features."""
     arrived = np.array(read_topic(str(at.kafka), Topics().transactions).timestamp[history:])
     scores = read_topic(str(at.kafka), Topics().scores).decode(Score)[history:]
     scored_at = np.array([s.scored_at for s in scores])
@@ -381,7 +381,7 @@ def _check_throughout(
         without = int(((lacking >= began) & (lacking <= ended)).sum())
         result.figures[name]["without_features"] = without
         if name.endswith("lost"):
-            result.check(f"{name}: scores go on without features, and say so", without > rate / 5)
+            result.check(f"{name}: scores go on without features, and are marked", without > rate / 5)
 
 
 def _contributions(bootstrap: str) -> list[Contribution]:
@@ -395,7 +395,7 @@ def _input(seed: int, n: int) -> tuple[list[bytes], list[bytes]]:
 
 
 def _break() -> None:
-    """A row that is absent is always taken for one never seen."""
+    """An absent row always counts as a new entity."""
     from tests.support import rows
 
     class _Forgetful(set[bytes]):

@@ -2,9 +2,9 @@
 
 Worlds in memory (`proofs/memory_run.py`), each scored once from end to end by the real stages: late events, second
 copies, many events at one instant, events ahead of their record's timestamp, labels before their transaction, repeated,
-changed, and claiming to be older than what they change; windows with and without the current event, with delay, under
-conditions. Every view feature of every event is held to plain loops over the log. Half of the worlds have rows that are
-compacted early: there a feature of a long row may lack what the panes at the edges of its window hold, and nothing else
+changed, and stating an earlier time than what they change; windows with and without the current event, with delay, with
+conditions. Every view feature of every event is compared with plain loops over the log. Half of the worlds have rows
+that are compacted early: there a feature of a long row may lack only what the panes at the edges of its window hold
 (`proofs/compacted.py`). `N` is the number of worlds.
 """
 
@@ -38,8 +38,8 @@ def run(context: Context) -> Result:
         total.add(verify(world), f"seed {seed}")
     views: list[ViewFeature] = parts.checked.view_features
     result.figures |= {f.name: getattr(total, f.name) for f in fields(Verdict) if f.name != "example" or total.example}
-    result.check("every aggregate is asked for", {f.aggregate for f in views} == AGGREGATES)
-    result.check("conditions are asked for", any(f.view.where for f in views))
+    result.check("the spec has every aggregate", {f.aggregate for f in views} == AGGREGATES)
+    result.check("the spec has conditions", any(f.view.where for f in views))
     result.check(
         "every feature equals the naive recomputation, or lacks what panes allow", not total.features_different
     )

@@ -1,9 +1,9 @@
-"""features-retire: rows that nobody will read again go, and no feature changes for it.
+"""features-retire: rows that are no longer read are deleted, and no feature changes.
 
 A stream of 400 days, in which customers and terminals are active for a season, go quiet, and some come back, runs
 through engine and rows in a real Redis, one batch in flight. Rows expire again and again, also between the read of
-a batch and its apply. Every feature must be, to the byte, that of rows in memory that forget nothing; the rows left
-must be those of the last weeks; and a row that is really lost must still be noticed.
+a batch and its apply. Every feature must equal, to the byte, that of rows in memory that are never deleted; only rows
+of the last weeks may be left; and a row that is really lost must still be noticed.
 """
 
 from __future__ import annotations

@@ -307,8 +307,8 @@ def _summary(columns: Columns, rule: Ints, amount: Ints, pane_ms: int) -> ScoreS
 
 @dataclass
 class Rows:
-    """The records, and what holds of each row: verdict (1 fraud, 0 genuine, -1 silent), review weight (0: none) and the
-    review probability that the label states (NaN: none).
+    """The records, and of each its verdict (1 fraud, 0 genuine, -1 silent), its review weight (0: none) and the review
+    probability that its label states (NaN: none).
     """
 
     columns: Columns

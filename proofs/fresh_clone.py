@@ -1,7 +1,7 @@
 """fresh-clone: a clone runs `make demo` and `make test`, each twice, and leaves no process and no untracked file.
 
 The clone installs its own `.venv` from the locks; nothing of this checkout's environment reaches it. Downloads may come
-from the caches of whoever runs this. `n` is the number of rounds.
+from the caches of the user. `n` is the number of rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from proofs.kit import PARENT_DEATH, ROOT, Context, Result
 ROUNDS = 2
 # Several times what each takes on two idle cores, the first installation included.
 TIMEOUT_S = {"demo": 1_200, "test": 3_600}
-# What the contract allows once installed; printed beside the measurement, which depends on the machine.
+# What the contract allows once installed; printed with the measurement, which depends on the machine.
 DEMO_TARGET_S = 300
 GONE_S = 10.0
 _BROKEN_TEST = '''"""A test that fails."""

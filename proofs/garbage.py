@@ -63,7 +63,7 @@ def run(context: Context) -> Result:
     kinds: dict[bytes, str] = {}
     for row in bad:
         kind, value = maker.make(values[row])
-        # The key tells a bad record again, whatever becomes of its value.
+        # The key identifies a bad record, whatever its value.
         keys[row], values[row] = b"bad-%d" % row, value
         kinds[keys[row]] = kind
     bad_labels = [b"", b"{", b'{"event_id":"x"}', b'{"event_id":7}', b"\xff\xfe"]

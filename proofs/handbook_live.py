@@ -2,11 +2,11 @@
 
 Training as in the Handbook's chapter 3: members learn from 2018-07-25..07-31, the test is 08-08..08-14, and a fraud is
 known 7 days after it happened. Training features come from the kernel that serves; test features from a scorer on a
-real Kafka and Redis, warmed with everything since 04-01 that stands on the topics when it starts, and then given the
+real Kafka and Redis, warmed with everything since 04-01 that is on the topics when it starts, and then given the
 test days one by one: the labels due that day, then its transactions.
 
-Two populations are judged. The filtered one, on which the check stands, is the Handbook's: without the cards known to
-be compromised by the day of the test, which a bank has blocked by then. The unfiltered one stands beside it.
+Two populations are measured. The check uses the filtered one, which is the Handbook's: without the cards known to be
+compromised by the day of the test, which a bank has blocked by then. The unfiltered one is a figure only.
 
 The data are not part of the project: STREAM_SCORER_HANDBOOK names the Parquet file (see examples/handbook/README.md).
 `N` is the number of test days.
@@ -178,7 +178,7 @@ def _day(context: Context, at: StackAddresses, scorer: Scorer, data: Handbook, d
     today = data.take(data.day == day)
     columns = today.transactions()
     if context.broken:
-        # Every transaction at somebody else's terminal: what is known of terminals tells nothing any more.
+        # Every transaction is at another one's terminal, so the history of terminals has no information.
         shuffled = np.random.default_rng(context.seed).permutation(len(today)).tolist()
         columns["terminal_id"] = [today.terminal_id[i] for i in shuffled]
     publish(bootstrap, topics.labels, *records(labels_due(data, day, day + 1)))

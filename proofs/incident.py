@@ -3,11 +3,11 @@
 A real scorer under 2,000 transactions a second, a real monitor in mode `auto`. First a harmless new version is
 promoted: its probation ends by itself. Then a version in which one member reads one input at another scale, with a
 weight that amplifies it: the monitor rolls it back with a reason that names the member. Promoted once more within the
-cool-down, it is only reported. The monitor is killed in between and comes to the same counts. What it counted is
-recounted from the lineage of every single score, card by card, and its evidence multiplied up.
+cool-down, it is only reported. The monitor is killed in between and comes to the same counts. These are compared with a
+recount from the lineage of every single score, card by card, and its evidence with a product over the cards.
 
-`N` is how many transactions a probation takes. Few leave little to see with: then the update does more harm, and is
-promoted once only.
+`N` is the number of transactions of a probation. If there are few, the update does more harm, so that it can be found,
+and is promoted once only.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def run(context: Context) -> Result:
             wait_until("it scores", lambda: sum(log_ends(bootstrap, [topics.scores]).values()) > n // 4, 60)
             promote(two)
             time.sleep(1)
-            monitor.kill()  # it keeps nothing: whoever comes next counts from the topics
+            monitor.kill()  # it keeps nothing: the next one counts from the topics
             monitor.start()
             wait_until("the harmless version's probation is over", lambda: not state().probation, PATIENCE_S)
             context.say("the harmless version is confirmed")
@@ -189,7 +189,7 @@ def _recount(
     recorded: list[tuple[Contribution, LineageRow]],
     summaries: list[ScoreSummary],
 ) -> None:
-    """The counts from the summaries against those of every single score, and the evidence by multiplying up."""
+    """Compare the counts from the summaries with those of every single score, and the evidence with a product."""
     watched = ComparisonCounts(comparison)
     for summary in summaries:
         watched.add(summary)
@@ -205,12 +205,12 @@ def _recount(
             or row.control_offset < comparison.since
         ):
             continue
-        said = [a.decision != "approve" for a in c.alternatives if a.version == comparison.baseline.version]
-        if not said:  # after its probation it stands alone
+        alerted = [a.decision != "approve" for a in c.alternatives if a.version == comparison.baseline.version]
+        if not alerted:  # after its probation it is scored alone
             continue
         scored += 1
         score, key = decided[c.event_id]
-        ours, theirs = score.decision != "approve", said[0]
+        ours, theirs = score.decision != "approve", alerted[0]
         partition = c.source.partition
         newest[partition] = max(newest.get(partition, 0), score.event_time)
         if score.duplicate or not set(score.degraded) <= _FEATURES_KNOWN:
@@ -245,9 +245,7 @@ def _recount(
     )
     evidence = _evidence(found)
     result.figures["log_evidence"] = round(evidence, 2)
-    result.check(
-        "and the evidence that of multiplying up", math.isclose(evidence, watched.verdict.evidence.rise, abs_tol=1e-6)
-    )
+    result.check("the evidence equals a product", math.isclose(evidence, watched.verdict.evidence.rise, abs_tol=1e-6))
     # The bad version scores until scorers follow the command. The evidence of the end may therefore be lower again.
     stated = re.search(r"evidence 10\^([0-9.]+)", str(result.figures.get("why")))
     result.check("it was enough to act", stated is not None and float(stated[1]) >= round(-math.log10(ALPHA), 1))

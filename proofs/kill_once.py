@@ -2,7 +2,7 @@
 
 One partitioned backlog is drained by a scorer that is killed with `kill -9` at seeded points of progress, always with
 lag, many times with a transaction open, while a second scorer joins and leaves. 20 % of the event ids are sent twice,
-and 1 % of the records are garbage, which has one dead letter each. Alerts, review sample and summaries are those of the
+and 1 % of the records are garbage, with one dead letter each. Alerts, review sample and summaries follow from the
 scores.
 """
 
@@ -51,19 +51,19 @@ from stream_scorer.state.rows import MemoryRowStore
 
 N = 200_000
 GARBAGE = 0.01
-# Beginning of the keys of garbage.
+# Prefix of the keys of garbage.
 BAD = b"bad-"
-# A run that is scaled down for `make test` has fewer kills, and says so in its figures.
+# A run that is scaled down for `make test` has fewer kills, which its figures show.
 KILLS, MIN_KILLS, MIN_OPEN = 10, 5, 3
-# Terminals with more transactions than count exactly.
+# Compacted rows: terminals with more transactions than count exactly.
 MIN_COMPACTED = 20
 SMALL, SMALL_KILLS, SMALL_MIN_KILLS, SMALL_MIN_OPEN = 30_000, 2, 1, 1
 
 
 def run(context: Context, kills: int = KILLS, shards: int = 1, sabotage: str | None = None) -> Result:
-    """See the module. `n` is the number of transactions before duplicates; `shards` those of the features.
+    """See the module. `n` is the number of transactions before duplicates; `shards`: number of shards of the features.
 
-    With `sabotage`, the scorers have this one instead of that of BREAK=1.
+    With `sabotage`, the scorers run with it instead of that of BREAK=1.
     """
     n = context.n or N
     rng = np.random.default_rng(context.seed)
@@ -118,7 +118,7 @@ def _input(n: int, seed: int, rng: np.random.Generator) -> tuple[list[bytes], li
     order = np.argsort(place, kind="stable")
     index = np.concatenate([np.arange(len(values)), again])[order].tolist()
     keys, values = [keys[i] for i in index], [values[i] for i in index]
-    maker = GarbageMaker(rng, max_oversized=0)  # these are megabytes
+    maker = GarbageMaker(rng, max_oversized=0)  # these have megabytes
     for row in np.flatnonzero(rng.random(len(values)) < GARBAGE).tolist():
         keys[row], values[row] = b"%b%d" % (BAD, row), maker.make(values[row])[1]
     return keys, values
@@ -247,7 +247,7 @@ def _check_outputs(context: Context, result: Result, bootstrap: str, keys: list[
     if context.broken:
         result.must_fail("one score for each good input", "summaries have the counts of the scores")
         result.must_fail("every second copy is flagged as a duplicate", "no event id stands twice in a row")
-        if len(values) >= SMALL:  # what a few aborted batches held may have no alert
+        if len(values) >= SMALL:  # few aborted batches may contain no alert
             result.must_fail("one alert for each score with another decision than approve")
 
 

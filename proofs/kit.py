@@ -50,7 +50,7 @@ GROUP_OFFSETS_S = 90
 
 @dataclass(slots=True)
 class Context:
-    """How a proof is asked for: `seed`, `n` (None: the proof's own), `broken` (BREAK=1), and where to work."""
+    """What a proof runs with: `seed`, `n` (None: the proof's own), `broken` (BREAK=1), and the folder to work in."""
 
     seed: int
     n: int | None
@@ -64,7 +64,7 @@ class Result:
     """Checks by name (all must hold) and the figures that make them meaningful.
 
     Attributes:
-        costs: those of the checks that limit time. A small run on a busy machine says nothing about them.
+        costs: those of the checks that limit time. A small run on a busy machine cannot judge them.
     """
 
     checks: dict[str, bool] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether all checks hold. With BREAK=1 also if a check of `must_fail` holds, which then is blind."""
+        """Whether all checks hold. With BREAK=1 also if a check of `must_fail` holds, because it misses the break."""
         return bool(self.checks) and (all(self.checks.values()) or bool(self.unnoticed))
 
     @property
@@ -83,11 +83,11 @@ class Result:
         return [name for name in self._must_fail if self.checks.get(name, True)]
 
     def must_fail(self, *names: str) -> None:
-        """With BREAK=1: the checks that the broken property must fail, each of them, or the proof notices nothing."""
+        """With BREAK=1: name the checks that must fail. If one of them holds, the proof does not notice the break."""
         self._must_fail += names
 
     def failed(self, *, but_costs: bool = False) -> list[str]:
-        """The checks that do not hold; with `but_costs`, without those of costs."""
+        """The checks that do not hold; with `but_costs`, without those in `costs`."""
         return [name for name, holds in self.checks.items() if not holds and not (but_costs and name in self.costs)]
 
     def check(self, name: str, holds: bool, *, cost: bool = False) -> None:
@@ -272,7 +272,7 @@ class Scorer:
             return self._process.wait()
 
     def close(self) -> None:
-        """End it if it still runs; for whoever leaves by an exception."""
+        """End it if it still runs, also after an exception."""
         if self.running:
             self.kill()
 
@@ -512,7 +512,7 @@ def wait_drained(
 
 
 def recomputes_all(report: Mapping[str, Any], scores: int) -> bool:
-    """Whether a report of `verify` has all of `scores`, equal: none different, skipped or without its version."""
+    """Whether a report of `verify` covers all `scores`: none different, skipped or without its version."""
     counts = [report.get(name) for name in ("scores", "different", "skipped")]
     return scores > 0 and counts == [scores, 0, 0] and not report.get("unavailable")
 

@@ -70,7 +70,7 @@ class Area:
 
 
 class Search:
-    """The search for `cards`, and for `secrets` by name, in areas by name.
+    """Searches named areas for `cards`, and for `secrets` by name.
 
     A card number counts in decimal digits, and in binary areas also as an integer of 8 bytes or as its hash without a
     key (xxh3), which anybody can reverse by trying all numbers. A secret counts as it is, quoted for a URL,

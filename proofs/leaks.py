@@ -78,7 +78,7 @@ SECRETS = tuple(
     for what in all_of
 )
 USER = "ann"
-# What must be quoted in an address, and escaped in a document.
+# Characters that must be quoted in an address and escaped in a document.
 ODD = '@/#%"\\ü'
 _VIEWS = """
   - {name: card, entity: card, windows: [1h, 7d], aggregates: [count, mean]}

@@ -1,4 +1,4 @@
-"""lineage: what contributions and lineage cost in bytes and CPU, beside the records of before, and that they serve.
+"""lineage: bytes and CPU of contributions and lineage, compared with the old record; verify and explain work with them.
 
 On real parts at four partitions: `N` transactions are scored; bytes per transaction (key, value and headers, before
 Kafka's own compression) are counted on every output topic, and the old contribution record of the same transactions is

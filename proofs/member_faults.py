@@ -1,12 +1,12 @@
-"""member-faults: whatever one member does, every transaction is scored once, says who was missing, and recovers.
+"""member-faults: whatever one member does, every transaction is scored once, and its score names the missing member.
 
-On a real Kafka and Redis one of the five members (`proofs/sabotage.py` puts another in its place) raises, answers NaN,
-another shape, or out of range, takes longer than its budget, hangs and lets others run, and hangs holding the
-interpreter lock, one after the other. Every time its breaker opens, scores go on without it and say so; when it behaves
-again, it is tried, trusted, and scores are whole. A hang that holds the lock ends the scorer; the one that is started
-next begins without that member. Whatever else the member does, there is no gap of 2 s before a score or between two.
+On a real Kafka and Redis one of the five members (`proofs/sabotage.py` puts another in its place) raises, returns NaN,
+a wrong shape or a value out of range, exceeds its budget, hangs while others run, and hangs holding the interpreter
+lock, one after the other. Each time its breaker opens, and scores go on without the member and name it. When it works
+again, the breaker closes, and scores are complete. A hang that holds the lock ends the scorer; the next one starts
+without that member. Whatever else the member does, there is no gap of 2 s before a score or between two.
 
-`N` is the number of transactions of each phase, a faulty and a healthy one a fault.
+`N` is the number of transactions of each phase; each fault has a faulty and a healthy phase.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from stream_scorer.simulate.generate import generate
 from stream_scorer.stack import StackAddresses
 
 N = 2_000
-FAULTS = ("raises", "says-nan", "another-shape", "out-of-range", "slow", "hangs", "holds-the-lock")
+FAULTS = ("raises", "returns-nan", "another-shape", "out-of-range", "slow", "hangs", "holds-the-lock")
 MEMBER = "xgb"
 FLAG = f"member:{MEMBER}"
 BUDGET_MS, LIMIT_S = 200, 2
@@ -114,7 +114,7 @@ def run(context: Context) -> Result:
 
 
 def _scorer(context: Context, at: StackAddresses, flag: Path) -> Scorer:
-    """A scorer with a member that does what `flag` says."""
+    """A scorer with a member that has the fault in the file `flag`."""
     return Scorer(
         context.folder,
         at,
@@ -145,8 +145,8 @@ def _check(
     total = Counter(phases)
     result.figures["scores"] = len(scores)
     result.figures["without_the_member"] = {fault: f"{flagged[fault]} of {total[fault]}" for fault in faults}
-    result.check("a score says that the member is missing if and only if it is", unlike == 0)
-    result.check("every score stands and adds up", incomplete == 0)
+    result.check("a score names the member as missing if and only if it is", unlike == 0)
+    result.check("every score is complete and adds up", incomplete == 0)
     for fault in faults:
         # The lock is held from the first batch on; what is scored with the fault is scored by the next scorer.
         result.check(f"{fault}: scores go on without the member", flagged[fault] > 0.9 * total[fault])
@@ -154,13 +154,13 @@ def _check(
 
 
 def _check_gaps(result: Result, sent_at: dict[str, int], phases: list[str], scores: list[Score]) -> None:
-    """In no phase does scoring stand still, from the arrival of its transactions, which come all at once."""
+    """No phase has a gap between the arrival of its transactions, which come all at once, and its last score."""
     longest: dict[str, int] = {}
     for name, began in sent_at.items():
         at = np.array([s.scored_at for phase, s in zip(phases, scores, strict=True) if phase == name])
         if name == "at first" or name.endswith("recovering") or not len(at):
-            continue  # the scorer starts; they come in turns, with pauses in between
-        # With the lock held, the scorer stands still until the watchdog ends it, and starts again.
+            continue  # the scorer starts, or transactions come with pauses
+        # With the lock held, nothing is scored until the watchdog has ended the scorer and it runs again.
         began = int(at.min()) if name == "holds-the-lock" else began
         longest[name] = longest_gap(at, (began, int(at.max())))
         result.check(f"{name}: no gap of {PROMISED_MS / 1_000:g} s", longest[name] <= PROMISED_MS)

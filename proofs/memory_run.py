@@ -1,9 +1,9 @@
-"""The whole scorer on a broker and rows in memory: real stages, real processor, processes that die or stand still.
+"""The whole scorer on a broker and rows in memory: real stages, real processor, processes that die or are suspended.
 
 `World` is one data set with everything in it that makes features hard: duplicates, late events, labels that come before
-their transaction, twice, or change, offsets with holes, several partitions. `verify` holds what came of it to a
+their transaction, twice, or change, offsets with holes, several partitions. `verify` compares the results with a
 recomputation that shares no code with the features: plain loops over the log. With `Parts.compacting` rows are so short
-that most are compacted; their features are held to the bounds of `proofs/compacted.py`.
+that most are compacted; their features must be within the bounds of `proofs/compacted.py`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Parts:
         return self.checked.spec.limits.row_entries < WHOLE_ROWS
 
     def compacting(self) -> Parts:
-        """The same with rows that are compacted early."""
+        """These parts with rows that are compacted early."""
         spec = self.folder / COMPACTING_SPEC
         entries = f"row_entries: {WHOLE_ROWS}", f"row_entries: {SHORT_ROWS}"
         spec.write_text((self.folder / "cards.yaml").read_text().replace(*entries))
@@ -125,7 +125,7 @@ class Parts:
         return replace(self, checked=checked, engine=engine)
 
     def in_turn(self, number: int) -> Parts:
-        """Those of world `number`: half of the worlds, whether in shards or not, have rows that are compacted early."""
+        """The parts of world `number`: half of the worlds, in shards or not, have rows that are compacted early."""
         return self.compacting() if number % 4 in (0, 1) else self
 
 
@@ -328,11 +328,11 @@ def make_world(parts: Parts, seed: int, transactions: int, shards: int = 1, *, m
 
 @dataclass(slots=True)
 class Verdict:
-    """What `verify` found; everything but the counts of what was looked at should be 0.
+    """What `verify` found; everything but the counts of what was compared should be 0.
 
     `partial` counts the transactions that were scored as late, and `partial_in_time` those of them that were not late.
     `late_called_fresh` counts late ones that were not marked. Only an update that a crash cut in the middle may lead to
-    some: watermarks know only what left entries. Compaction then knows no more. `by_panes` counts the features of long
+    some: watermarks, also those for compaction, cover only what left entries. `by_panes` counts the features of long
     rows that differ from the log as panes allow.
     """
 
@@ -445,7 +445,7 @@ def verify(world: World) -> Verdict:
     for (number, c), (_, score) in zip(lineage, scores, strict=True):
         event = by_place[c.source.partition, c.source.offset]
         if lacks_features(score):
-            # Scored while features were gone: it may say nothing of them, and must not say that they are there.
+            # Scored while features were gone: none of them may be marked as present.
             verdict.degraded += 1
             verdict.called_fresh += sum(s != MISSING for s in c.feature_status[: len(names)])
         else:
@@ -523,7 +523,7 @@ def _verify_progress(
 ) -> None:
     """The age of other partitions, and the status of late transactions, by how far each partition had `reached`."""
     age = max(event.time - min((w for s, w in reached.items() if s != event.source), default=event.time), 0)
-    # Older is possible: of an update that a crash cut in the middle, watermarks know only what left entries.
+    # Older is possible: of an update that a crash cut in the middle, watermarks cover only what left entries.
     verdict.ages_too_young += row.partitions_age is None or row.partitions_age < age
     late = event.source in reached and event.time < min(reached.values()) - lateness_ms
     partial = PARTIAL in row.feature_status and set(row.feature_status[:views]) <= {PARTIAL, DEFAULT}
@@ -545,7 +545,7 @@ def differences(
     got: list[float | None],
     rows: Callable[[], Callable[[View], LongRow | None]],
 ) -> list[tuple[int, bool]]:
-    """The places of view features that differ from the log, and whether panes explain it; `rows` as of `long_rows`."""
+    """Places of features that differ from the log, and whether panes explain it; `rows` gives those of `long_rows`."""
     features = checked.view_features
     unlike = [i for i, f in enumerate(features) if not same_value(f.name, wanted[i], got[i])]
     if not unlike:
@@ -623,7 +623,7 @@ def _log(world: World) -> tuple[list[Event], list[LabelChange]]:
 def read_log(
     checked: CheckedSpec, records: Iterable[tuple[SourcePartition, int, bytes]]
 ) -> tuple[list[Event], list[LabelChange]]:
-    """Transactions and changes of labels from `records`, which are good and in the order of offsets per partition.
+    """Transactions and changes of labels from `records`, which are valid and in the order of offsets per partition.
 
     An id that is among the customer's newest transactions, as many as count exactly, is a duplicate.
     """

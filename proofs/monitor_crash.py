@@ -32,7 +32,7 @@ from proofs.kit import (
 )
 from proofs.monitor_labels import Recomputed
 from proofs.monitor_recompute import NOT_RECOMPUTED, Logs, SubjectKey, recompute_all, wrong_figures
-from proofs.monitor_thin import WINDOWS, kill_in_transaction, loop_traffic, wait_said
+from proofs.monitor_thin import WINDOWS, kill_in_transaction, loop_traffic, wait_logged
 from stream_scorer.control.commands import catch_up, submit
 from stream_scorer.control.state import History
 from stream_scorer.ensemble.registry import keep
@@ -87,8 +87,8 @@ def run(context: Context) -> Result:
         try:
             scorer.start()
             first.start()
-            wait_said(scorer, "assigned", 1)
-            wait_said(first, "monitoring", 1)
+            wait_logged(scorer, "assigned", 1)
+            wait_logged(first, "monitoring", 1)
             traffic = pool.submit(live.run)
             killing = _Killing(context, bootstrap, first, live, traffic, n, kills)
             for share, action in ((0.15, second.start), (0.2, promote), (0.35, flush), (0.55, leave), (0.7, flush)):

@@ -31,13 +31,13 @@ HORIZON_BINS = 24
 
 
 class Recomputed(NamedTuple):
-    """One figure. What is None must be absent, except: `closed` and `final` of None may be either.
+    """One figure. A field that is None must be absent, except `closed` and `final`, for which None allows both.
 
     Attributes:
-        value: None stands where the monitor gives bounds only. statistics: those that are compared.
-        labelled: whether it is a figure of labels; only these are `final`, with an age and sources.
+        value: None if the monitor gives bounds only. statistics: those that are compared.
+        labelled: whether it is a figure of labels; only these have `final`, an age and sources.
         newest: the newest time that can count for the age of labels, ms.
-        between: smallest and largest numerator and denominator, where the order of two topics decides.
+        between: smallest and largest numerator and denominator, if the order of two topics decides.
     """
 
     value: float | None
@@ -83,13 +83,13 @@ class Rows:
         return replace(self, **columns, alone={name: flags[rows] for name, flags in self.alone.items()})
 
     def probability(self) -> Floats:
-        """With which each transaction was picked for review, as it is counted; NaN if it is not known."""
+        """The probability that each transaction was picked for review, rounded as it is counted; NaN if unknown."""
         exact = np.maximum(np.where(self.decision == "approve", self.drawn, self.stated), 1e-6)
         return np.array([float(f"{p:.3g}") for p in exact.tolist()])
 
 
 class _Counts(NamedTuple):
-    """Of one positive set. `held`: silent negatives that were alerted. `wrong`: estimated false positives."""
+    """Counts of one positive set. `held`: silent negatives that were alerted. `wrong`: estimated false positives."""
 
     n: int
     duplicates: int
@@ -130,7 +130,7 @@ def labelled_figures(rows: Rows, *, members: bool = True) -> dict[tuple[str, str
             found["segment_fpr", f"{name}/{rule}"] = _of_a_part(_false_positives(counts), overruled)
     for name, alerts in rows.alone.items() if members else ():
         counts = _count(rows, alerts, sample=False)
-        # Silent ones that the ensemble alerted. The counts do not contain which of them the member alerts.
+        # Silent ones that the ensemble alerted. The counts do not show which of them the member alerts.
         silent_alerts = int(((rows.decision != "approve") & (rows.verdict < 0)).sum())
         counts = counts._replace(held=min(silent_alerts, counts.silent))
         found["member_fpr", name] = _of_a_part(_false_positives(counts), overruled)
@@ -187,7 +187,7 @@ def _clipped(value: float | None, low: float | None, high: float | None) -> floa
 
 @cache
 def _errors(seen: int, doubtful: int, share: float) -> int:
-    """The most of `doubtful` verdicts that may be wrong if so many of the `seen` were right."""
+    """How many `doubtful` verdicts may be wrong at most if `seen` verdicts were right."""
     errors = 0
     while errors < doubtful and stats.binom.sf(errors, seen + errors + 1, share) >= RARE:
         errors += 1
@@ -228,7 +228,7 @@ def _false_positives(c: _Counts) -> Recomputed:
 
 
 def _of_a_part(rate: Recomputed, overruled: bool) -> Recomputed:
-    """The allowances are those of the whole window; without them there are no bounds."""
+    """The rate of a part of a window: without the allowances of the whole window it has no bounds."""
     if not overruled:
         return rate
     return rate._replace(value=None, low=None, high=None, statistics={"cap_overruled": 1})
@@ -274,7 +274,7 @@ def _money(rows: Rows, positive: Bools) -> Recomputed:
 
 
 def _weights(rows: Rows, first: Bools, decision: str) -> Floats | None:
-    """For each verified false positive of one decision, how many it stands for; None if that is not known."""
+    """How many each verified false positive of one decision stands for; None if that is unknown."""
     chosen = first & (rows.decision == decision)
     genuine = chosen & (rows.verdict == 0)
     weights = np.zeros(len(first))
@@ -299,7 +299,7 @@ def _intervals(rows: Rows, decisions: tuple[str, ...]) -> dict[str, tuple[float,
     wrong = np.sum([w for w in mine if w is not None], axis=0)
 
     def without_each(values: Any) -> Floats:
-        """Without each group, and the whole."""
+        """The sums without each group, and the sum of all."""
         by_group = np.bincount(rows.group[first], np.asarray(values, dtype=np.float64)[first], GROUPS)
         return np.append(by_group.sum() - by_group, by_group.sum())
 

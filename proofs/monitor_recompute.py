@@ -47,7 +47,7 @@ class _Label(msgspec.Struct):
 
 
 class Labels(NamedTuple):
-    """What the labels say of each row ``(n,)``, see `verdicts`; `late` came after two horizons and count nowhere.
+    """The labels of each row ``(n,)``, see `verdicts`; `late`: how many came after two horizons and do not count.
 
     Attributes:
         reviewed: the probability that the label states, or NaN. source: that of the label, or "".
@@ -65,7 +65,7 @@ class Labels(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far event time must have come in the monitor, at least and at most, ms.
+    """How far event time has come in the monitor, at least and at most, ms.
 
     Attributes:
         closed: the watermark of the windows. newest: the newest pane or label.
@@ -78,14 +78,14 @@ class Progress(NamedTuple):
 
 @dataclass
 class Logs:
-    """What the topics hold, a row a scored record ``(n,)``, duplicates included.
+    """The content of the topics, one row per scored record ``(n,)``, duplicates included.
 
     Attributes:
         series: columns by series of the reference profile.
         counted: by series, the rows that a histogram counts: those with a complete feature.
         verdict: 1 fraud, 0 genuine, -1 silent; a duplicate is always silent.
-        propensity: with which the score says that it was drawn for review, or NaN. group: of the card, or -1.
-        rule: the segment or list that held, or "". source_rank: the sources of labels that the spec lists.
+        propensity: probability of the draw for review that the score states, or NaN. group: of the card, or -1.
+        rule: the segment or list that applied, or "". source_rank: the sources of labels that the spec lists.
     """
 
     manifest: dict[str, Any]
@@ -115,11 +115,11 @@ class Logs:
 
     @property
     def late(self) -> int:
-        """Labels that came more than two horizons after their transaction, and so count nowhere."""
+        """Labels that came more than two horizons after their transaction, and so do not count."""
         return self.labels.late
 
     def rows(self, *, members: bool) -> Rows:
-        """What the figures of labels need."""
+        """The rows that the figures of labels need."""
         names = [member["name"] for member in self.manifest["members"]] if members else []
         listed = np.isin(self.labels.source, sorted(self.source_rank))
         return Rows(
@@ -247,7 +247,7 @@ def verdicts(
         youngest[row], oldest[row] = (
             max(at - scores[row].event_time, 0) for at in (min(given[row]), max(given[row]))
         )  # fmt: skip
-    # Of several labels of one transaction, some may not count.
+    # If a transaction has several labels, some may not count.
     newest = (
         max((at[0] for at in given.values() if len(at) == 1), default=0),
         max((max(at) for at in given.values()), default=0),
@@ -256,7 +256,7 @@ def verdicts(
 
 
 def _progress(places: Sequence[tuple[int, int]], partitions: int, labels: Labels, spec: PipelineSpec) -> Progress:
-    """From the partition and pane of each score. Windows do not wait for partitions that are idle."""
+    """The progress by partition and pane of each score; windows do not wait for idle partitions."""
     by_partition: dict[int, int] = {}
     for partition, pane in places:
         by_partition[partition] = max(pane, by_partition.get(partition, pane))
@@ -365,7 +365,7 @@ def _same_numbers(published: MonitorMetric, wanted: Recomputed) -> bool:
 
 
 def _same_window(published: MonitorMetric, wanted: Recomputed, horizon_ms: int) -> bool:
-    """What a record says of its window: closed, and for figures of labels final, their age and their sources."""
+    """The window of a record: closed, and for figures of labels final, their age and their sources."""
     if wanted.closed is not None and published.closed != wanted.closed:
         return False
     if not wanted.labelled:
@@ -426,9 +426,9 @@ def wrong_figures(
         last[metric.ensemble, metric.version, metric.arm, key] = metric
     wrong: dict[str, list[str]] = {}
     for subject in expected.keys() | last.keys():
-        said, row = last.get(subject), expected.get(subject)
-        if differs(said, row, horizon_ms):
-            wrong.setdefault(subject[3][2], []).append(f"{subject}: {said}, by the log {row}")
+        record, row = last.get(subject), expected.get(subject)
+        if differs(record, row, horizon_ms):
+            wrong.setdefault(subject[3][2], []).append(f"{subject}: {record}, by the log {row}")
     return wrong
 
 

@@ -59,14 +59,14 @@ WINDOWS = (1, 24)
 # many alerts are labelled depends on how long alerts took to come (the wall clock), so hours are judged where most are.
 WIDEST_PANES, WIDEST_DAYS = 0.75, 0.8
 WELL_LABELLED = 0.8
-# Twice the default: what comes in a burst after the scorer's outage can still be looked at.
+# Twice the default: analysts can still review what comes in a burst after the scorer's outage.
 ANALYSTS_PER_HOUR = 60
 # The allowances of the bounds are exceeded in at most one window in a thousand, by the monitor's own statement. A run
 # judges about 130 panes (two positive sets), so more than two misses come by chance in one run of three thousand.
 MISSES = 2
 # Until half of the chargebacks of the last hour have come, and every pane is older than the horizon.
 SETTLE_MS = 4 * DAY_MS
-# The monitor speaks every half second: silent for this long, it has said what it has to say.
+# The monitor publishes every half second: after this time without a record, it has published everything.
 QUIET_S, GIVE_UP_S = 3.0, 25.0
 
 
@@ -90,8 +90,8 @@ def run(context: Context) -> Result:
         live = loop_traffic(context.seed, n, SMALL_SECONDS if few else SECONDS, bootstrap, truth)
         scorer.start()
         monitor.start()
-        wait_said(scorer, "assigned", 1)
-        wait_said(monitor, "monitoring", 1)
+        wait_logged(scorer, "assigned", 1)
+        wait_logged(monitor, "monitoring", 1)
         traffic = pool.submit(live.run)
         try:
             _kill_both(context, result, bootstrap, scorer, monitor, live, traffic, n)
@@ -102,7 +102,7 @@ def run(context: Context) -> Result:
         wait_drained(bootstrap, [scorer], timeout_s=120)
         logs = Logs.read(bootstrap, topics, json.loads((ensemble / "manifest.json").read_text()))
         expected = {key: row for panes in WINDOWS for key, row in recompute(logs, panes * logs.pane_ms).items()}
-        said = _converge(context, bootstrap, topics, monitor, expected, logs.horizon_ms)
+        published = _converge(context, bootstrap, topics, monitor, expected, logs.horizon_ms)
         aborted = {
             topic: len(read_topic(bootstrap, topic, uncommitted=True)) - len(read_topic(bootstrap, topic))
             for topic in (topics.outcomes, topics.score_summaries)
@@ -110,8 +110,8 @@ def run(context: Context) -> Result:
         result.check("the monitor ends with exit 0 in 10 s", monitor.stop(10) == 0)
         result.check("the scorer ends with exit 0 in 10 s", scorer.stop(10) == 0)
     _check_logs(result, logs, report)
-    _check_windows(result, logs, expected, said)
-    _check_bounds(result, logs, expected, said, truth, few=few)
+    _check_windows(result, logs, expected, published)
+    _check_bounds(result, logs, expected, published, truth, few=few)
     result.at_least("labels_joined", int((logs.verdict >= 0).sum()), 50 if few else 200)
     result.figures["aborted_records"] = aborted
     if not few:
@@ -156,14 +156,14 @@ def loop_traffic(seed: int, n: int, seconds: float, bootstrap: str, truth: Path)
     return LiveTraffic(live, [generate(config)], labeller, clock=SystemClock())
 
 
-def wait_said(process: Scorer, word: str, times: int) -> None:
+def wait_logged(process: Scorer, word: str, times: int) -> None:
     """Wait until the log of `process` has `word` so many times."""
 
-    def said() -> bool:
+    def logged() -> bool:
         process.require_running()
         return process.log.read_text(errors="replace").count(word) >= times
 
-    wait_until(f"{process.instance} says {word!r}", said, 60, 0.1)
+    wait_until(f"{process.instance} logs {word!r}", logged, 60, 0.1)
 
 
 def _kill_both(
@@ -202,9 +202,9 @@ def _kill_both(
             result.figures[f"{victim.instance}_kills"] = kill
             if left_open or traffic.done() or kill == kills:
                 break
-            wait_said(victim, word, 1 + kill)
+            wait_logged(victim, word, 1 + kill)
     for victim, word, _ in victims:
-        wait_said(victim, word, 1 + result.figures[f"{victim.instance}_kills"])
+        wait_logged(victim, word, 1 + result.figures[f"{victim.instance}_kills"])
     context.say(f"both are back at {live.report.transactions}")
 
 
@@ -223,7 +223,7 @@ def kill_in_transaction(victim: Scorer, bootstrap: str, topic: str, *, patience_
 
 
 @dataclass
-class Said:
+class PublishedMetrics:
     """What `monitor-metrics` holds: every record, the last revision of each figure, and how often order is broken."""
 
     every: list[MonitorMetric]
@@ -231,13 +231,13 @@ class Said:
     stale: int
 
     @classmethod
-    def read(cls, bootstrap: str, topics: Topics) -> Said:
+    def read(cls, bootstrap: str, topics: Topics) -> PublishedMetrics:
         content = read_topic(bootstrap, topics.monitor_metrics)
         every, last, stale = content.decode(MonitorMetric), dict[Key, MonitorMetric](), 0
         every = [metric for metric in every if metric.metric not in NOT_RECOMPUTED]
         for metric in every:
             key = (metric.window_start, metric.window_end - metric.window_start, metric.metric, metric.dimension)
-            # Who compacts the topic keeps the last record: it has to be the last revision.
+            # Compaction of the topic keeps the last record, which must be the last revision.
             stale += key in last and metric.revision <= last[key].revision
             if key not in last or metric.revision > last[key].revision:
                 last[key] = metric
@@ -251,26 +251,26 @@ def _converge(
     monitor: Scorer,
     expected: Mapping[Key, Recomputed],
     horizon_ms: int,
-) -> Said:
-    """What the monitor says once it has fallen silent; a while longer if that differs from `expected`."""
+) -> PublishedMetrics:
+    """What the monitor has published once no record follows; waits longer if that differs from `expected`."""
     began = time.monotonic()
     end, since = -1, began
-    said: Said | None = None
+    published: PublishedMetrics | None = None
     while True:
         monitor.require_running()
         now = sum(log_ends(bootstrap, [topics.monitor_metrics]).values())
         if now != end:
-            end, since, said = now, time.monotonic(), None
+            end, since, published = now, time.monotonic(), None
         quiet = time.monotonic() - since
-        if quiet > QUIET_S and said is None:
-            said = Said.read(bootstrap, topics)
-            if not differences(expected, said.last, horizon_ms):
+        if quiet > QUIET_S and published is None:
+            published = PublishedMetrics.read(bootstrap, topics)
+            if not differences(expected, published.last, horizon_ms):
                 break
-        if quiet > GIVE_UP_S and said is not None:
+        if quiet > GIVE_UP_S and published is not None:
             break
         time.sleep(0.5)
-    context.say(f"the monitor fell silent {since - began:.1f} s after it was looked at")
-    return said
+    context.say(f"the last record of the monitor came after {since - began:.1f} s")
+    return published
 
 
 def differences(
@@ -314,22 +314,22 @@ def _unflagged_copies(logs: Logs) -> int:
     return found
 
 
-def _check_windows(result: Result, logs: Logs, expected: Mapping[Key, Recomputed], said: Said) -> None:
-    wrong = differences(expected, said.last, logs.horizon_ms)
-    examples = [key for key in expected if differs(said.last.get(key), expected[key], logs.horizon_ms)][:3]
+def _check_windows(result: Result, logs: Logs, expected: Mapping[Key, Recomputed], published: PublishedMetrics) -> None:
+    wrong = differences(expected, published.last, logs.horizon_ms)
+    examples = [key for key in expected if differs(published.last.get(key), expected[key], logs.horizon_ms)][:3]
     drift = [
-        abs((said.last[key].value or 0.0) - (row.value or 0.0))
+        abs((published.last[key].value or 0.0) - (row.value or 0.0))
         for key, row in expected.items()
-        if key[2] == "drift_score" and key in said.last
+        if key[2] == "drift_score" and key in published.last
     ]
     result.figures |= {
         "figures_compared": len(expected),
         "figures_different": wrong,
-        "examples": [f"{said.last.get(key)}, by the log {expected[key]}" for key in examples],
+        "examples": [f"{published.last.get(key)}, by the log {expected[key]}" for key in examples],
         "drift_scores_compared": len(drift),
         "worst_drift_difference": float(max(drift, default=np.inf)),
-        "records_said": len(said.every),
-        "most_revisions": max((m.revision for m in said.every), default=0),
+        "records_published": len(published.every),
+        "most_revisions": max((m.revision for m in published.every), default=0),
     }
     counted = {"transactions", "duplicate_share", "degraded_share", "fallback_share", "alert_rate", "alert_rate_money"}
     result.check("counts and alert rates equal the recomputation", not counted & wrong.keys())
@@ -342,13 +342,13 @@ def _check_windows(result: Result, logs: Logs, expected: Mapping[Key, Recomputed
     result.at_least("rates_of_a_segment", by_segment, 20)
     result.figures["intervals_compared"] = sum(row.interval is not None for row in expected.values())
     result.check("every figure of every window equals, and none is on one side only", not wrong)
-    result.check("the last record of a figure is its last revision", said.stale == 0)
-    newest = max([int(logs.event_time.max()), *(m.window_end + m.label_age for m in said.every if m.label_age)])
+    result.check("the last record of a figure is its last revision", published.stale == 0)
+    newest = max([int(logs.event_time.max()), *(m.window_end + m.label_age for m in published.every if m.label_age)])
     due = newest // logs.pane_ms * logs.pane_ms - logs.horizon_ms
-    open_rates = [m for m in said.last.values() if m.metric == "fpr" and m.window_end <= due and not m.final]
+    open_rates = [m for m in published.last.values() if m.metric == "fpr" and m.window_end <= due and not m.final]
     result.check("the rates of every window are final once its labels are mature", not open_rates)
     result.check(
-        "the figures are the serving version's", {(m.ensemble, m.version, m.arm) for m in said.every} == logs.who
+        "the figures are the serving version's", {(m.ensemble, m.version, m.arm) for m in published.every} == logs.who
     )
 
 
@@ -390,19 +390,25 @@ class Truth:
 
 
 def _check_bounds(
-    result: Result, logs: Logs, expected: Mapping[Key, Recomputed], said: Said, path: Path, *, few: bool
+    result: Result,
+    logs: Logs,
+    expected: Mapping[Key, Recomputed],
+    published: PublishedMetrics,
+    path: Path,
+    *,
+    few: bool,
 ) -> None:
     """Every mature window of a closed pane, by the simulator's truth."""
     truth = Truth(logs, path)
     result.check("every transaction of the truth was scored", truth.complete)
-    bounded = [m for m in said.every if m.metric == "fpr" and m.closed and m.low is not None]
+    bounded = [m for m in published.every if m.metric == "fpr" and m.closed and m.low is not None]
     result.figures |= {
         "bounds_of_closed_windows": len(bounded),
         "of_them_outside": sum(not _holds(m, truth) for m in bounded),
     }
     mature = [
         m
-        for key, m in said.last.items()
+        for key, m in published.last.items()
         if key[2] == "fpr" and m.closed and (m.label_age or 0) >= logs.horizon_ms and m.low is not None
     ]
     outside: list[MonitorMetric] = []
@@ -464,7 +470,7 @@ def _relative_width(windows: Sequence[MonitorMetric], expected: Mapping[Key, Rec
 def _measure(
     result: Result, windows: Sequence[MonitorMetric], truth: Truth, expected: Mapping[Key, Recomputed], label: str
 ) -> list[MonitorMetric]:
-    """Compare bounds with the truth, and answer those that miss it."""
+    """Compare bounds with the truth; returns those that miss it."""
     missed = [m for m in windows if not _holds(m, truth)]
     low = np.array([m.low for m in windows], dtype=np.float64)
     high = np.array([m.high for m in windows], dtype=np.float64)

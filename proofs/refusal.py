@@ -103,7 +103,7 @@ def run(context: Context) -> Result:
 def _refuse(
     context: Context, scorer: Scorer, at: StackAddresses, lasts: dict[str, float]
 ) -> dict[str, tuple[int, int]]:
-    """Every fault in turn, each as long (s) as `lasts` has it; the spells (epoch ms) in which each was active."""
+    """Cause each fault in turn, for the seconds in `lasts`; returns the spells (epoch ms) in which it was active."""
     client = connect(str(at.redis), timeout_s=30.0)
     rng, clock = random.Random(context.seed), SystemClock()
     spells = {}
@@ -172,7 +172,7 @@ def too_few_replicas(client: Any, _rng: random.Random) -> Iterator[None]:
 
 @contextmanager
 def hangs(client: Any, _rng: random.Random) -> Iterator[None]:
-    """The server process stands still."""
+    """The server process is suspended."""
     pid = client.info("server")["process_id"]
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -237,12 +237,12 @@ def _check(result: Result, at: StackAddresses, sent: int, rate: int, spells: dic
         if name in MUST_DEGRADE:
             # In a short spell, updates in flight bridge refused writes.
             bridged = rate < SMALL and name != "hangs" and batches <= BRIDGED
-            result.check(f"{name}: scores say that features are missing", lacking > 0 or bridged)
+            result.check(f"{name}: scores are marked as lacking features", lacking > 0 or bridged)
     live = int(arrived[rate]), int(arrived[-1])
     check_throughout(result, "throughout", times, live, promise)
     without = check_features(result, bootstrap, str(at.redis), ("customer", "terminal", "device", "network"))
     result.figures["scores_without_features"] = without
-    result.check("every score without features says so, and no other does", without == int(degraded.sum()))
+    result.check("exactly the scores without features are marked as degraded", without == int(degraded.sum()))
     command = [sys.executable, "-m", "stream_scorer.cli.main", "features", "check", "--bootstrap", bootstrap]
     command += ["--redis", str(at.redis), "--spec", str(CARDS_SPEC)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)

@@ -4,8 +4,8 @@ Transactions and labels arrive side by side while a scorer runs, in whatever mic
 replay --as-served --compare` then goes over the same range with several batch sizes, and must give the bytes that were
 served. A plain replay, which does not use what was served, must give the same bytes whatever its batch size.
 
-A replay touches nothing live. The first one runs beside the scorer: the names, settings and ends of topics, consumer
-groups, the group's offsets, transactional ids and the scorer's assignment must stay as they are. Redis is not compared
+A replay touches nothing live. The first one runs while the scorer does: the names, settings and ends of topics,
+consumer groups, committed offsets, transactional ids and the scorer's assignment must not change. Redis is not compared
 then, because the scorer writes to it without any traffic: a minute after its start its housekeeping takes a turn (the
 key ``{namespace}:turn``) and may delete expired rows. The other replays run after the scorer has ended, when nothing
 else writes: every key of Redis must keep its value.
@@ -70,7 +70,7 @@ SMALL, SMALL_SHARE = 20_000, 0.1
 # some micro-batches are small, some are large enough to be applied to Redis in parts.
 BURST = (5, 1_000)
 RATE = 2_500
-# Kafka's own topic of transactional ids.
+# Kafka's internal topic of transactional ids.
 TRANSACTIONS = "__transaction_state"
 BATCHES = (1_024, 64, 7)
 REPLAY_TIMEOUT_S = 300
@@ -95,8 +95,10 @@ def run(context: Context) -> Result:
         assigned, log = scorer.log.read_text().count(ASSIGNED), _log_state(at)
         _as_served(context, result, at, first, served)
         scorer.require_running()
-        result.check("beside the scorer: it keeps its partitions", scorer.log.read_text().count(ASSIGNED) == assigned)
-        result.check("beside the scorer: topics and offsets stay as they are", _same(context, log, _log_state(at)))
+        result.check(
+            "while the scorer runs: it keeps its partitions", scorer.log.read_text().count(ASSIGNED) == assigned
+        )
+        result.check("while the scorer runs: topics and offsets stay as they are", _same(context, log, _log_state(at)))
         result.check("the scorer ends with exit 0", scorer.stop() == 0)
         log, keys = _log_state(at), _redis_state(at)
         for batch in others:
@@ -225,7 +227,7 @@ def _replay(context: Context, at: StackAddresses, name: str, arguments: list[str
 
 
 def _log_state(at: StackAddresses) -> dict[str, Any]:
-    """What a broker holds: see the module."""
+    """The state of the broker that a replay must not change; see the module."""
     # A running scorer writes its status every few seconds.
     topics = [topic for topic in Topics().all() if topic != Topics().scorer_status]
     offsets = group_offsets(str(at.kafka), "stream-scorer", [Topics().transactions, Topics().labels])

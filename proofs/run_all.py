@@ -26,7 +26,7 @@ from stream_scorer.errors import StreamScorerError, UsageError
 from stream_scorer.stack import SERVICES, LocalStack
 
 LOGS = WORK / "prove-all"
-# A proof may take this many times what it takes on idle cores, and at least so long.
+# A proof may take this many times what it takes on idle cores, and at least this many seconds.
 MAX_TIMES, MIN_LIMIT_S = 5, 900
 # How long an interrupted proof has to end its processes, and a finished one's have to end by themselves.
 INTERRUPTED_S, LEFT_S = 20.0, 15.0

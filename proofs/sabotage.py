@@ -99,7 +99,7 @@ def forget_last_good() -> None:
 
 
 def accept_stale_commands() -> None:
-    """A command counts wherever it lands."""
+    """A command counts whatever offset it expects."""
     import msgspec
 
     from stream_scorer.control import state
@@ -144,7 +144,7 @@ def put_a_faulty_member() -> None:
             if fault == "holds-the-lock":
                 ctypes.PyDLL(None).sleep(3_600)
             answers = {
-                "says-nan": np.full(n, np.nan),
+                "returns-nan": np.full(n, np.nan),
                 "another-shape": np.zeros((n, 2)),
                 "out-of-range": np.full(n, 7.0),
             }
@@ -158,7 +158,7 @@ def put_a_faulty_member() -> None:
 
 
 def put_a_faulty_member_unguarded() -> None:
-    """The same, and nobody is kept apart: every member is asked always, and waited for."""
+    """The same without the bulkhead: every member is always called, and waited for."""
     from stream_scorer import app
 
     put_a_faulty_member()
@@ -250,7 +250,7 @@ def ignore_sensitive() -> None:
 
 
 def log_secrets_as_a_library_does() -> None:
-    """No property is broken: a library logs all settings of the environment, and what is in the files of secrets."""
+    """No property is broken: a library logs all settings of the environment, and the files of secrets."""
     import logging
     import os
     from pathlib import Path
@@ -264,7 +264,7 @@ def log_secrets_as_a_library_does() -> None:
         given = {name: value for name, value in os.environ.items() if name.startswith("STREAM_SCORER_")}
         files = [Path(value).read_text(encoding="utf-8") for name, value in given.items() if name.endswith("_FILE")]
         for text in (*given.values(), *files):
-            # Not as an argument: of the same message, only the first one is logged.
+            # Not as an argument: a repeated message is logged only once.
             logging.getLogger("a.library").warning(f"connecting with {text.strip()}")
 
     options.configure = configure_and_log  # type: ignore[attr-defined]
@@ -380,7 +380,7 @@ def lose_applied_offsets() -> None:
 
 
 def unseeded() -> None:
-    """The seed of boosted trees is drawn anew in each process."""
+    """The seed of boosted trees is drawn in each process."""
     import secrets
 
     from stream_scorer.train import trees

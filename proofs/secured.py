@@ -73,7 +73,7 @@ def run(context: Context) -> Result:
     with _cluster(context, passwords) as cluster:
         _main_job(context, cluster, result, n)
         _refusals(cluster, result)
-        found = [secret for secret in passwords.values() if secret in cluster.said() + cluster.published()]
+        found = [secret for secret in passwords.values() if secret in cluster.logged() + cluster.published()]
         result.figures["secrets found in outputs, logs and topics"] = len(found)
         result.check("no secret in outputs, logs and topics", not found)
     return result
@@ -81,7 +81,7 @@ def run(context: Context) -> Result:
 
 @dataclass(slots=True)
 class _Role:
-    """A user with a folder of its own; its settings are in the file, its passwords in files beside it."""
+    """A user with a folder of its own; its settings are in the file, its passwords in files next to it."""
 
     name: str
     folder: Path
@@ -121,7 +121,7 @@ class _Cluster:
     roles: dict[str, _Role]
     folder: Path
 
-    def said(self) -> str:
+    def logged(self) -> str:
         """Everything that commands printed and processes logged."""
         logs = [path.read_text(errors="replace") for path in self.folder.glob("roles/*/*.log")]
         return "\n".join([*(text for role in self.roles.values() for text in role.outputs), *logs])
@@ -233,7 +233,7 @@ def _main_job(context: Context, cluster: _Cluster, result: Result, n: int) -> No
 
         def holds() -> bool:
             for process in (scorer, monitor):
-                assert process.poll() is None, f"a process ended: {cluster.said()[-3000:]}"
+                assert process.poll() is None, f"a process ended: {cluster.logged()[-3000:]}"
             return len(read_topic(internal, TOPICS.scores)) >= n
 
         wait_until("every transaction is scored", holds, DRAIN_S, 1.0)

@@ -43,7 +43,7 @@ from stream_scorer.simulate.transactions import Transactions
 from stream_scorer.state.client import connect
 
 N, RATE = 7_200, 2_000
-# A run this short is a test of the proof: a small machine runs other tests beside it.
+# A run this short is a test of the proof: a small machine runs other tests at the same time.
 SHORT_S, SHORT_RATE = 600, 300
 # What BREAK=1 leaves in memory within this time is enough to be noticed, and would fill it within two hours.
 BROKEN_S = 300
@@ -62,10 +62,10 @@ DESCRIPTORS, THREADS = 8, 4
 REDIS_BYTES_PER_KEY = 12_000
 # The share of Redis' memory that is not in keys.
 REDIS_SHARE_OUTSIDE_KEYS = 0.25
-# Keys: one row per entity that was sent, and beside them witnesses (in 8,192 sets per 30 days), applied offsets and the
-# windows of the monitor. These others are small.
+# Keys: one row per entity that was sent, witnesses (in 8,192 sets per 30 days), applied offsets and the windows of the
+# monitor. All but the rows are small.
 KEYS_BESIDE, OTHERS_MIB = 25_000, 64.0
-# Redis grows by the rows of new entities, while those of older ones fill up: a full row for each new one, and a half.
+# Redis grows by rows of new entities, and rows of older ones fill up: one and a half full rows for each new entity.
 REDIS_BYTES_PER_NEW_ENTITY, REDIS_GROWTH_MIB = 16_000, 64.0
 # Keys whose memory is measured at each reading.
 KEYS_SAMPLED = 200
@@ -191,7 +191,7 @@ def _change(version: ServedVersion | None) -> Callable[[int], Command]:
 
 
 class _Traffic:
-    """Transactions at a rate in a thread of its own, each with the event time at which it is due, and labels.
+    """Sends transactions at a rate from its own thread, each with the event time at which it is due, and labels.
 
     Attributes:
         began_ms: event time of the first transaction.
@@ -407,7 +407,7 @@ def _judge(result: Result, samples: list[Sample], latencies: Latencies, seconds:
 
 
 def keys_by_kind(redis: Any) -> dict[str, tuple[int, int]]:
-    """Number of the keys of Redis, and bytes except those of rows, by kind."""
+    """Number and bytes of the keys of Redis, by kind; bytes of rows are not measured."""
     found = {"rows": (0, 0), "witnesses": (0, 0), "others": (0, 0)}
     keys: list[bytes] = []
     for key in redis.scan_iter(count=5_000):
@@ -426,7 +426,7 @@ def keys_by_kind(redis: Any) -> dict[str, tuple[int, int]]:
 
 
 def _judge_keys(result: Result, kinds: dict[str, tuple[int, int]], entities: int) -> None:
-    """At the end there is at most one row for each entity, and what is beside rows is small."""
+    """At the end there is at most one row for each entity, and the other keys are small."""
     result.figures |= {"redis_keys_by_kind": kinds, "entities": entities}
     result.check("Redis: at most one row for each entity", 0 < kinds["rows"][0] <= entities)
     others = (kinds["witnesses"][1] + kinds["others"][1]) / MIB

@@ -40,7 +40,7 @@ def run(context: Context) -> Result:
     result.check("1 % lies within 10 %", not (arms[0.01] & ~arms[0.1]).any())
     result.check("10 % lies within 50 %", not (arms[0.1] & ~arms[0.5]).any())
     other = route(n, context.seed, 0.1, "cards:9", broken=broken)
-    result.check("another salt draws anew", _within((arms[0.1] & other).mean(), 0.01, n))
+    result.check("another salt gives another draw", _within((arms[0.1] & other).mean(), 0.01, n))
     digests = {digest(arms[0.1])} | {_elsewhere(n, context.seed, hash_seed, broken) for hash_seed in range(_OTHERS)}
     result.figures["processes"] = 1 + _OTHERS
     result.check("every process routes every entity alike", len(digests) == 1)

@@ -38,9 +38,9 @@ from stream_scorer.kafka.topics import Topics
 
 SEEDS, SECONDS, RATE = 12, 300, 150
 SHRINK_RUNS = 14
-# Of a full run of 12 seeds, which carries out every kind of action.
+# The least numbers in a full run of 12 seeds, which carries out every kind of action.
 ACTIONS_OF_ALL, OVERLAPPING_OF_ALL = 2_000, 300
-# A shorter run must have carried out half as many kinds as actions, or this number.
+# A shorter run must carry out half as many kinds as actions, but no more than this number.
 KINDS_OF_SHORT = 25
 # The share of the schedule that must have been carried out: an action that finds its target gone does not count.
 LEAST_CARRIED_OUT = 0.7
@@ -61,7 +61,7 @@ MAX_UNCLEAR, MAX_UNCLEAR_OF_SHORT = 0.01, 30
 class Run:
     """What happened in one run: findings, and the times (s) of the actions that were carried out, by kind.
 
-    `not_healed` counts those of them that could not end their fault by themselves; the end of the storm does.
+    `not_healed` counts those that could not end their own fault; the end of the storm does.
     """
 
     findings: Findings = field(default_factory=Findings)
@@ -116,7 +116,7 @@ def _parts(folder: Path) -> tuple[Parts, Parts]:
 
 
 def storm(context: Context, both: tuple[Parts, Parts], schedule: Schedule, sabotage: str) -> Run:
-    """Run one schedule from an empty world to the last check. `STORM_COMPACT` has half of the seeds compact rows."""
+    """Run one schedule from an empty world to the last check. With `STORM_COMPACT`, half of the seeds compact rows."""
     parts = both[schedule.seed // 2 % 2 if os.environ.get("STORM_COMPACT") else 0]
     folder = context.folder / f"run-{schedule.seed}-{len(schedule.actions)}-{time.monotonic_ns()}"
     folder.mkdir()
@@ -376,7 +376,7 @@ def _judge(result: Result, runs: list[Run], seconds: float) -> None:
     least = LEAST_CARRIED_OUT if not full else 1.0
     result.at_least("actions", kinds.total(), int(ACTIONS_OF_ALL * share * least))
     result.at_least("overlapping_actions", overlaps, int(OVERLAPPING_OF_ALL * share))
-    # A fault that its action did not heal counts as an action only. A short run draws from the bag only once.
+    # An action that did not heal its fault counts for no kind. A short run draws from the bag only once.
     healed = kinds - Counter(kind for done in runs for kind in done.not_healed.elements())
     least_kinds = len(KINDS) if full else min(KINDS_OF_SHORT, kinds.total() // 2)
     result.at_least("kinds", len(healed), least_kinds)
@@ -397,7 +397,7 @@ def _judge_features(result: Result, runs: list[Run], looked_at: Counter[str], *,
     result.check("hardly any score is of an unclear batch", unclear <= most)
 
 
-# How much a full run must have looked at. Feature values are those during the faults.
+# The least that a full run must check. Feature values are those during the faults.
 LEAST_LOOKED_AT = {
     "scores": 400_000,
     "dead_letters": 1_000,

@@ -103,7 +103,7 @@ def suspend(world: World, action: Action) -> Iterator[None]:
 
 @kind("processes", targets=(*SCORERS, "monitor"), last=(2, 8))
 def throttle(world: World, action: Action) -> Iterator[None]:
-    """A process that gets little CPU time: it stands still for four fifths of it."""
+    """A process that gets little CPU time: it is suspended for four fifths of the time."""
     process = world.fleet.by_name[action.target]
     done = threading.Event()
 
@@ -167,8 +167,8 @@ def broker_down(world: World, action: Action) -> Iterator[None]:
 
 @kind("broker", last=(0.5, 7), weight=1)
 def suspend_broker(world: World, _action: Action) -> Iterator[None]:
-    """The broker stands still, and its connections stay open."""
-    with suspended(_stand_still(world.kafka.pid)):
+    """The broker is suspended, and its connections stay open."""
+    with suspended(_suspend(world.kafka.pid)):
         yield
 
 
@@ -229,8 +229,8 @@ for _name in ("out of memory", "READONLY", "MISCONF", "too few replicas", "conne
 
 @kind("redis", last=(0.3, 6))
 def hang_redis(world: World, _action: Action) -> Iterator[None]:
-    """The server stands still, and its connections stay open."""
-    with suspended(_stand_still(world.redis.service.pid)):
+    """The server is suspended, and its connections stay open."""
+    with suspended(_suspend(world.redis.service.pid)):
         yield
 
 
@@ -600,7 +600,7 @@ def _until_done(step: Callable[[], object], patience_s: float = 90.0) -> None:
             time.sleep(0.5)
 
 
-def _stand_still(pid: int | None) -> int:
+def _suspend(pid: int | None) -> int:
     if pid is None:
         raise NotNow
     os.kill(pid, signal.SIGSTOP)

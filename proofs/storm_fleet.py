@@ -1,4 +1,4 @@
-"""The processes of a storm: scorers and a monitor, each kept up unless an action holds it down.
+"""The processes of a storm: scorers and a monitor, each kept running unless an action holds it down.
 
 A supervisor starts a process again that has ended by itself, as a deployment would, and notes why it ended. All are
 started by one thread: the kernel kills a child when the thread that started it ends (`stack/parent_death.py`).
@@ -51,7 +51,7 @@ class Managed:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody wants it to run."""
+        """Whether it should run."""
         return self._wanted > 0
 
     @property
@@ -67,7 +67,7 @@ class Managed:
             self._start_if_due()
 
     def leave(self, how: str) -> None:
-        """One less wants it to run; the last one ends it, by "kill" or "stop"."""
+        """Withdraw one request that it runs; without any other, end it by "kill" or "stop"."""
         with self._lock:
             self.adjust(wanted=-1)
             if not self.wanted:
@@ -87,7 +87,7 @@ class Managed:
             self.resume()
             if not self.running:
                 return None
-            # A process that does not end shows where it stands before it is killed.
+            # A process that does not end writes its stacks before it is killed.
             dump = threading.Timer(STOP_S - 1, self.dump)
             dump.start()
             try:
@@ -140,7 +140,7 @@ class Managed:
                 self._start_if_due()
 
     def dump(self) -> None:
-        """Have the process write where each of its threads stands to its log."""
+        """Have the process write the stacks of its threads to its log."""
         with suppress(ProcessLookupError):
             self._process.send(signal.SIGUSR2)
 
@@ -160,7 +160,7 @@ class Managed:
 
 
 class Fleet:
-    """All processes, and the thread that keeps them up."""
+    """All processes, and the thread that keeps them running."""
 
     def __init__(self, processes: list[Managed]) -> None:
         self.by_name = {process.name: process for process in processes}
@@ -188,7 +188,7 @@ class Fleet:
             process.limit_files(-1)
 
     def dump(self) -> None:
-        """Have each process that runs write where its threads stand to its log."""
+        """Have each process that runs write the stacks of its threads to its log."""
         for process in self.by_name.values():
             if process.running:
                 process.dump()
@@ -211,7 +211,7 @@ class Fleet:
 
 @contextmanager
 def held_down(process: Managed) -> Iterator[None]:
-    """Inside the block nobody starts the process."""
+    """Inside the block, the process is not started."""
     process.adjust(holds=1)
     try:
         yield

@@ -54,7 +54,7 @@ _COMMAND_S = 300
 
 @dataclass(slots=True)
 class Findings:
-    """What was looked at, and what was wrong."""
+    """What was checked, and what was wrong."""
 
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
@@ -219,11 +219,13 @@ def check_features(found: Findings, world: World, published: Published, first_ro
         found.counts["scores_in_faults"] += in_faults
         if _lacks_features(score):
             found.counts["degraded"] += 1
-            found.require(missing == len(names), f"features: {score.event_id} says {score.degraded} and has features")
+            found.require(
+                missing == len(names), f"features: {score.event_id} has features and degraded={score.degraded}"
+            )
             late = score.event_id.startswith(last_round)
             found.require(not late, f"features: {score.event_id} lacks them after the end of all faults")
             continue
-        found.require(missing == 0, f"features: {score.event_id} lacks features and does not say so")
+        found.require(missing == 0, f"features: {score.event_id} lacks features and is not marked as degraded")
         event = by_place[row.source.partition, row.source.offset]
         right = score.duplicate == event.duplicate
         found.require(right, f"features: {score.event_id} at {row.source} has duplicate={score.duplicate}")
@@ -326,7 +328,7 @@ class _Comparison:
         return compared
 
     def _wanted(self, event: Event, row: LineageRow, batch: list[LineageRow]) -> tuple[list[float | None], Any]:
-        """The features by the log, and what `long_rows` gives, once it is called."""
+        """The features by the log, and a call that gives those of `long_rows`."""
         world = self._world
         applied: dict[SourcePartition, int] = defaultdict(int)
         applied |= {SourcePartition(a.topic, a.partition): a.next_offset for a in row.applied_offsets}

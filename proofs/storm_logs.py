@@ -11,7 +11,7 @@ _CHAINED = ("During handling of the above exception", "The above exception was t
 # The line that ends a traceback, with the name of the exception. Other lines follow if a process was killed meanwhile.
 _RAISED = re.compile(r"^[A-Za-z_][\w.]*(: |$)")
 # Faust logs why an agent failed before the part starts again. Its clients, which lose the broker or are closed in the
-# middle of a call, report that in their own way.
+# middle of a call, raise errors of their own.
 _OURS = re.compile(
     r"stream_scorer\.errors\.(StateUnavailable|StateGap|BrokerUnavailable|TransactionAborted|ReaderLost)"
 )
@@ -29,14 +29,14 @@ KILLED, FAILED = -9, 1
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A traceback with all that it was chained to: the line with the exception that was left, and its last frame."""
+    """A traceback with those that it is chained to: its first line, the last exception, and the last frame."""
 
     line: int
     raised: str
     frame: str
 
     def expected(self, log: str) -> bool:
-        """Whether it may occur in `log`: in the monitor's, where faults of services are reported so."""
+        """Whether `log` may contain it: only that of the monitor, which logs faults of services so."""
         if not _RAISED.match(self.raised):
             return True  # the process was killed while it wrote
         inside = "site-packages" in self.frame or "/lib/python" in self.frame

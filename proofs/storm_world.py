@@ -33,7 +33,7 @@ from stream_scorer.state.client import connect
 
 PARTITIONS = 4
 SCORERS = ("one", "two", "three")
-# Versions that can be loaded, beside the one that serves at first.
+# Versions that can be loaded, besides the one that serves at first.
 VERSIONS = 5
 ABSENT = ServedVersion("local-000000000000", "0" * 64)
 # Lengths of the monitor's windows in panes.

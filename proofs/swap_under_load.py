@@ -59,14 +59,14 @@ from stream_scorer.simulate.generate import generate
 
 N, RATE = 200_000, 5_000
 SMALL, SMALL_RATE = 50_000, 300
-# Commands may take longer than planned: the load goes on for at most so long.
+# Commands may take longer than planned: the load goes on for at most this many seconds.
 _SPARE_S = 60
 TARGET_S = 2.0
-# A version that would have to be loaded does not serve however long it is waited for.
+# A version that would have to be loaded does not serve, however long the proof waits.
 _WITHOUT_FILES_S = 20
 MEMBER = "xgb"
 _AROUND_MS = 1_000
-# A swap at a time of its own: other swaps' effects are over.
+# Swaps do not overlap: the effects of the one before are over.
 _LEAST_DWELL_S = 0.5
 # A command stays in force for at least so many micro-batches. The first of them may have begun under the one before.
 _LEAST_BATCHES = 5
@@ -76,7 +76,7 @@ _WARM_UP_S = 2.0
 
 @dataclass(slots=True)
 class Expected:
-    """What a command asks for, written down by hand: champion, canary with its share, those beside, the disabled."""
+    """The state that a command leads to: champion, canary with its share, other versions, whether a member is off."""
 
     champion: str
     canary: str = ""
@@ -116,7 +116,7 @@ def run(context: Context) -> Result:
     ]
     keys, values = _input(context.seed, n + rate * _SPARE_S)
     topics = Topics()
-    # On one partition the places within micro-batches tell where each begins.
+    # On one partition the places within micro-batches show where each begins.
     with services("kafka", "redis", partitions=1) as (_stack, at):
         bootstrap = str(at.kafka)
         scorer = Scorer(
@@ -225,7 +225,7 @@ def _command(action: str, at_ms: int, more: dict[str, Any]) -> Any:
 
 
 def _in_force(statuses: ControlLog, offset: int) -> bool:
-    """Whether a status has come that says the command at `offset` is in force."""
+    """Whether a status shows that the command at `offset` is in force."""
     found = [msgspec.json.decode(record.value) for record in statuses.read(0.005) if record.value]
     return any(status["control_offset"] >= offset for status in found)
 
@@ -336,7 +336,7 @@ def _verify(bootstrap: str, cache: Path, ensemble: Path) -> subprocess.Completed
 
 
 def _place(salt: str, entity: str) -> float:
-    """As the definition in docs/control.md reads."""
+    """By the definition in docs/control.md."""
     key = hashlib.blake2b(salt.encode(), digest_size=32).digest()
     return int(hashlib.blake2b(entity.encode(), digest_size=8, key=key).hexdigest(), 16) / 2.0**64
 

@@ -1,7 +1,7 @@
 """Whether scoring goes on throughout a spell: what is scored in it, the longest gap, and the latency.
 
-The load is the measure of the machine: while the machine stands still, nothing arrives either, so the longest gap
-between two arrivals is added to what is promised.
+The load shows the pauses of the machine: while it pauses, nothing arrives either, so the longest gap between two
+arrivals is added to the promised time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Promise:
     Attributes:
         within_ms: 99.9 % of the transactions have their score at most this long after they arrived, and no gap between
             two scores is longer.
-        share: of the number of transactions that arrive in a spell, this part is scored before it ends.
+        share: a spell has at least this many scores per transaction that arrives in it.
     """
 
     within_ms: int = PROMISED_MS

@@ -135,7 +135,7 @@ class Effect:
 
     @property
     def harmful(self) -> bool:
-        """Whether the effect is large enough, and a rise not larger than asked for."""
+        """Whether the effect is large enough, and a rise not larger than wanted."""
         return self.recall <= -MIN_FALL or MIN_RISE <= self.false_positives <= MAX_RISE
 
 

@@ -1,4 +1,4 @@
-"""A probation that never ends by itself, beside traffic that tests something else: the watch must not interfere."""
+"""A probation that never ends by itself, during traffic that tests something else: the watch must not interfere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reweighed(version: Version) -> Version:
 
 
 def alerting_more(version: Version) -> Version:
-    """`version` with half the threshold for review, which the watch must roll back wherever it reads the summaries."""
+    """`version` with half the threshold for review: a watch that reads the summaries must roll it back."""
     thresholds = version.manifest.thresholds
     lower = msgspec.structs.replace(thresholds, review=thresholds.review / 2)
     return replace(version, manifest=msgspec.structs.replace(version.manifest, thresholds=lower))

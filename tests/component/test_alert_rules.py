@@ -1,4 +1,4 @@
-"""Prometheus' own checks of rules, their unit tests and the queries of dashboards, where it was built."""
+"""Prometheus' own checks of rules, their unit tests and the queries of dashboards, if promtool is built."""
 
 from __future__ import annotations
 

@@ -113,8 +113,8 @@ def test_what_is_inside_a_member_adds_up_to_its_margin(folder: Path) -> None:
         # The margin is that of the member which serves.
         forest = "probability" in explainer.methods[place].how
         assert forest == (name == "forest")
-        said = margin if forest else 1 / (1 + np.exp(-margin))
-        assert np.allclose(said, loaded.member.predict(loaded.preprocess.apply(rows)), atol=1e-5)
+        score = margin if forest else 1 / (1 + np.exp(-margin))
+        assert np.allclose(score, loaded.member.predict(loaded.preprocess.apply(rows)), atol=1e-5)
 
 
 def test_an_explanation_is_whole(explanation: Explanation) -> None:

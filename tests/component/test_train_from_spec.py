@@ -297,7 +297,7 @@ def test_cv_and_train_read_a_training_spec_from_the_command_line(
     # Before the history is read: what cannot be written or registered.
     monkeypatch.setattr("stream_scorer.train.dataset.read_training_set", None)
     below = str(training / "out")
-    for wrong, said in (
+    for wrong, message in (
         (["train", "--out", below], "is not a folder"),
         (["train", "--out", "out", "--save-set", below], "is not a folder"),
         (["cv", "--select", below], "is not a folder"),
@@ -305,7 +305,7 @@ def test_cv_and_train_read_a_training_spec_from_the_command_line(
         (["train", "--out", "out", "--register", "my ensemble"], "cannot be registered"),
         (["train", "--out", "out", "--name", "cards", *registered], "Give --name payments, or --register cards."),
     ):
-        assert said in str(call(*wrong).exception)
+        assert message in str(call(*wrong).exception)
     due = CliRunner().invoke(cli, ["ensemble", "due", str(tmp_path / "out"), "--max-age", "30d"], standalone_mode=False)
     assert "its newest training row is of 1970-02-09" in due.stdout
     assert isinstance(due.exception, CheckFailed)

@@ -283,7 +283,7 @@ class TestLosses:
         assert store.read(KEYS[2:])[0] == expected(update(A, 0, 10))[2:]  # others read as before
         with pytest.raises(StateGap):
             rows(store)
-        assert store.open() is None  # who opens it next begins anew
+        assert store.open() is None  # the next one to open it starts a new generation
         assert store.init({A: 0, B: 0}, {A: 10})
         store.apply(update(A, 0, 10))
         assert rows(store) == expected(update(A, 0, 10))

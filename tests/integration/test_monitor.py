@@ -314,19 +314,19 @@ class Monitor:
         )
 
     def wait_ready(self) -> float:
-        """Seconds from now until it says that it monitors."""
+        """Seconds from now until it logs that it monitors."""
         began = time.monotonic()
         assert self.process.stderr is not None
-        said = []
+        lines = []
         for line in self.process.stderr:
-            said.append(line)
+            lines.append(line)
             if line.startswith("monitoring"):
                 os.set_blocking(self.process.stderr.fileno(), False)
                 return time.monotonic() - began
-        raise AssertionError("the monitor ended: " + "".join(said))
+        raise AssertionError("the monitor ended: " + "".join(lines))
 
     def end(self) -> tuple[int, float, str]:
-        """Exit code after SIGTERM, the seconds it took, and what it said."""
+        """Exit code after SIGTERM, the seconds it took, and what it logged."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(15)
@@ -354,14 +354,14 @@ def topics(stack: Any, request: pytest.FixtureRequest) -> Topics:
 
 
 def converge(stack: Any, topics: Topics, seconds: float) -> tuple[dict[Any, Any], dict[Any, Any], Any]:
-    """Recompute, and read what the monitor says until it says the same or the time is up."""
+    """Recompute, and read what the monitor publishes until both are equal or the time is up."""
     expected = recompute(stack.addresses.kafka, topics)
     deadline = time.monotonic() + seconds
     while True:
         metrics = latest(stack.addresses.kafka, topics)
-        said = shown(metrics, expected)
-        if said == expected or time.monotonic() > deadline:
-            return expected, said, metrics
+        found = shown(metrics, expected)
+        if found == expected or time.monotonic() > deadline:
+            return expected, found, metrics
         time.sleep(0.5)
 
 
@@ -389,8 +389,8 @@ def test_windows_equal_a_recomputation_after_kills(stack: Any, topics: Topics, t
                 second.kill()
                 kills += 1
         feed.labels(1e9)
-        expected, said, metrics = converge(stack, topics, 40)
-        assert said == expected
+        expected, found, metrics = converge(stack, topics, 40)
+        assert found == expected
         code, seconds, words = worker.end()
     finally:
         worker.kill()
@@ -531,8 +531,8 @@ def test_the_watch_rolls_back_without_redis_and_disk_and_the_other_parts_recover
             if number == 45:
                 proxy.target = redis
         feed.labels(1e9)
-        expected, said, _ = converge(stack, topics, 40)
-        assert said == expected
+        expected, found, _ = converge(stack, topics, 40)
+        assert found == expected
         assert ready(port)[1]["watch"]["failures"] == 0
         code, seconds, words = worker.end()
     finally:
@@ -596,8 +596,10 @@ def test_joiner_that_dies_between_the_two_commits(stack: Any, topics: Topics, tm
         s.event_id for s in (msgspec.json.decode(v, type=Score) for v in read_all(stack.addresses.kafka, topics.scores))
     }
     labelled = {json.loads(v)["event_id"] for v in read_all(stack.addresses.kafka, topics.labels)}
-    said = {msgspec.json.decode(v, type=Outcome).event_id for v in read_all(stack.addresses.kafka, topics.outcomes)}
-    assert said == labelled & scores
+    published = {
+        msgspec.json.decode(v, type=Outcome).event_id for v in read_all(stack.addresses.kafka, topics.outcomes)
+    }
+    assert published == labelled & scores
 
 
 class _Quiet:

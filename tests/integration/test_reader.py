@@ -79,7 +79,7 @@ def test_a_partition_that_is_no_longer_fetched_is_noticed_and_read_on(
         read_to(10)
         # Whatever stalls a fetch looks like this from outside: assigned, no error, nothing comes.
         reader._consumer.pause([TopicPartition(TOPIC, 1)])
-        time.sleep(0.5)  # a fetch that was under way still tells of a new end
+        time.sleep(0.5)  # a fetch that was under way still reports a new end
         send(10)
         with caplog.at_level(logging.WARNING):
             read_to(20)

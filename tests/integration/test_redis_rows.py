@@ -109,7 +109,7 @@ LATER = 60 * DAY
 def test_rows_that_nobody_will_read_again_go(store: Store, url: str) -> None:
     redis = opened(store)
     redis.apply(update(A, 0, 3))
-    assert redis.expire({A: 3, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) == 0  # the newest there are
+    assert redis.expire({A: 3, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) == 0  # none is newer
     redis.apply(update(A, 3, 5, keys=2, at=LATER, opens=OPENS))  # rows 0 and 1 are of today again
     client = connect(url)
     assert len(client.keys("*:seen:*")) > 2
@@ -117,7 +117,7 @@ def test_rows_that_nobody_will_read_again_go(store: Store, url: str) -> None:
         redis.expire({A: 5, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) == 1 + 3
     )  # and the witnesses of that time
     assert [row is None for row in rows(redis)] == [False, False, True]
-    redis.apply(update(A, 5, 8, at=LATER))  # row 2 begins anew, and nothing reads as lost
+    redis.apply(update(A, 5, 8, at=LATER))  # row 2 starts again, and no row counts as lost
     assert None not in rows(redis)
     client.delete(*client.keys("*:0:2"))
     with pytest.raises(StateGap, match="row"):
@@ -159,7 +159,7 @@ def test_an_event_of_a_period_whose_witnesses_are_still_there_begins_a_row_that_
 
 def test_an_event_older_than_the_horizon_begins_a_row_although_a_witness_was_left(store: Store, url: str) -> None:
     redis, put_back = expired_rows(store, url)
-    connect(url).delete(redis.expired_key)  # a long pass forgets what it has deleted
+    connect(url).delete(redis.expired_key)  # a long pass drops its list of deleted rows
     put_back()
     redis.read([])
     redis.apply(update(A, 4, 6))
@@ -213,9 +213,7 @@ def test_a_partition_that_is_behind_holds_rows_back_and_an_empty_one_does_not(st
     redis = opened(store)
     redis.apply(update(A, 0, 3))
     redis.apply(update(A, 3, 4, keys=1, at=LATER, opens=OPENS))
-    assert (
-        redis.expire({A: 4, B: 7}, threading.Event(), now_ms=FAR, max_share=1.0) == 0
-    )  # B holds records nobody has seen
+    assert redis.expire({A: 4, B: 7}, threading.Event(), now_ms=FAR, max_share=1.0) == 0  # B has unread records
     assert redis.expire({A: 4, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) > 0
 
 

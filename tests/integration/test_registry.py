@@ -180,7 +180,7 @@ def test_models_of_other_people_are_not_in_the_way(
     client.create_model_version("Rob's model", source="s3://other/model", await_creation_for=0)
     for bias in (0.1, 0.2, 0.3):
         register(make(tmp_path / str(bias), "shared", bias), "shared", mlflow, alias="champion")
-    # The answers of the registry have pages.
+    # The registry answers in pages.
     monkeypatch.setattr(registry, "_PAGE", 2)
     found = [(entry.version, entry.aliases) for entry in list_versions(mlflow) if entry.name == "shared"]
     assert found == [("3", ["champion"]), ("2", []), ("1", [])]

@@ -1,4 +1,4 @@
-"""Contributions add up to z, whatever the members say, whoever is missing, whatever the weights."""
+"""Contributions add up to z, whatever the members return, whichever are missing, whatever the weights."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ class MemoryBroker:
     def commit(self, number: int, offsets: Mapping[SourcePartition, int], metadata: tuple[str, int] | None) -> None:
         """Commit records and offsets, all or nothing. Raises `TransactionAborted` for a stale member or producer.
 
-        The group is asked only when there are offsets, as in Kafka.
+        The group is checked only if there are offsets, as in Kafka.
         """
         with self.lock:
             transaction = self._open(number)
@@ -199,7 +199,7 @@ class MemoryBroker:
             self._members[name] = self.generation
 
     def expel(self, name: str) -> None:
-        """A member is gone, or has not been heard of in time: its partitions go to the others at once."""
+        """A member is gone, or its heartbeat is late: its partitions go to the others at once."""
         with self.lock:
             self.generation += 1
             self._members.pop(name, None)
@@ -457,7 +457,7 @@ class _Slot:
 
     @contextmanager
     def renewed_if_fenced(self) -> Iterator[None]:
-        """Register anew after a call that found the producer fenced: the next transaction may fence the other one."""
+        """Register again after a call that found the producer fenced: the next transaction may fence the other one."""
         try:
             yield
         except TransactionAborted:

@@ -17,7 +17,7 @@ from tests.support.rows import MemoryAppliedRows, MemoryServer
 HOUR = 3_600_000
 A, B = SourcePartition("transactions", 0), SourcePartition("transactions", 1)
 SOURCES = [A, B]
-# Rows of entity 0 tell duplicates; those of entity 1 do not, so with shards they lie apart.
+# Rows of entity 0 show duplicates, those of entity 1 do not, so with shards they are in different shards.
 KEYS = [b"0:one", b"0:two", b"1:one", b"1:two"]
 SHARDING = Sharding(2, frozenset({b"0"}))
 

@@ -56,7 +56,7 @@ class MemoryServer:
             self.rows.pop(key, None)
 
     def holds(self, offsets: Mapping[SourcePartition, int]) -> bool:
-        """Whether the rows hold everything up to `offsets`; a server that lost them, unnoticed, is not asked."""
+        """Whether the rows hold everything up to `offsets`; a server with an unnoticed loss is not checked."""
         with self.lock:
             return not self.applied or all(offset >= offsets.get(s, 0) for s, (offset, _, _) in self.applied.items())
 

@@ -1,4 +1,4 @@
-"""What the simulator wrote, as it was before it was written."""
+"""Files of the simulator, read back into its own types."""
 
 from __future__ import annotations
 

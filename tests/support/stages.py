@@ -1,4 +1,4 @@
-"""The stages of a scorer on simulated transactions, with what they publish kept in memory."""
+"""The stages of a scorer on simulated transactions, whose output is kept in memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def simulated() -> Transactions:
 
 @cache
 def inputs() -> tuple[list[bytes], list[bytes], Any, list[bytes], list[bytes]]:
-    """Keys and values of the transactions, the labels, and keys and values of these."""
+    """Keys and values of the transactions, the labels, and their keys and values."""
     transactions = simulated()
     labels = history_labels(transactions, int(transactions.event_time[-1]))
     records = encode_keys(transactions.customer_id), encode_values(transactions)
@@ -59,7 +59,7 @@ class FixedClock:
 
 
 class Collected:
-    """A sink that keeps what it is given, by topic."""
+    """A sink that keeps records by topic."""
 
     def __init__(self) -> None:
         self.records: dict[str, list[tuple[int, bytes | None, bytes | None, Any]]] = {}

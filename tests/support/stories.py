@@ -84,7 +84,7 @@ def make_story(n: int = 200, *, event_id: str = "e-{}", seed: int = 3) -> Story:
 
 
 def with_incident(story: Story, *, rolled_back: bool = True) -> Story:
-    """The same run, its rows 100 to 149 decided by version 2 beside version 1, which alerts none of them."""
+    """The same run, its rows 100 to 149 decided by version 2; version 1 is scored too and alerts none of them."""
     mine = (np.arange(len(story.recording.contributions.version)) >= 100) & (np.arange(200) < 150)
     contributions = replace(
         story.recording.contributions,

@@ -1,4 +1,4 @@
-"""Parts of a watch that do nothing, for tests and proofs that are about the others."""
+"""Parts of a watch that do nothing, for tests and proofs of the other parts."""
 
 from __future__ import annotations
 

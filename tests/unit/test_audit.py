@@ -46,7 +46,7 @@ from stream_scorer.serde.raw import RawRecords
 
 BATCH_MS = 500
 END = 2 * START_MS
-# Of the archive in `data`.
+# The digest of the archive in `data`.
 SAMPLE_DIGEST = "a8f792f9c23853b3b762a7a018fdedae8d2d17164c57d8a7fe13bef419132d58"
 
 
@@ -571,7 +571,7 @@ def test_a_dead_letter_with_an_impossible_offset_has_none() -> None:
 
 
 def test_an_archive_of_an_earlier_release_holds() -> None:
-    """Made once: its digests, and those of its manifests, must not depend on the release that reads it.
+    """It was made once: its digests, and those of its manifests, must not depend on the release that reads it.
 
     A field that is added to a manifest must not be written where it has its default.
     """
@@ -600,7 +600,7 @@ def test_an_archive_of_a_newer_release_is_named_so(whole: Path, tmp_path: Path) 
 
 
 def test_archives_go_on_after_input_offsets_began_again(world: World, tmp_path: Path) -> None:
-    """As after Kafka lost the last 50 inputs of the first archive, and a new group read on from there."""
+    """As if Kafka lost the last 50 inputs of the first archive, and a new group read on from there."""
     topics, names, middle = copy.deepcopy(world.topics), Topics(), START_MS + 4 * BATCH_MS
     for name in (names.lineage, names.contributions, names.dead_letters, names.transactions):
         records = topics.records[SourcePartition(name, 0)]

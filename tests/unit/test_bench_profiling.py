@@ -46,22 +46,22 @@ class _Scorer:
         return "stack traces"
 
 
-def bench(said: list[str]) -> Bench:
+def bench(lines: list[str]) -> Bench:
     unused: Any = None
     config = replace(BenchConfig(), transactions=ROWS)
-    return Bench(config, unused, Path(), Path(), said.append)
+    return Bench(config, unused, Path(), Path(), lines.append)
 
 
 def test_functions_are_written_and_a_missing_sampler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "ScorerProcess", _Scorer)
     monkeypatch.setattr(profiling.shutil, "which", lambda *_, **__: None)
-    said: list[str] = []
-    written = profiling.profile_scorer(bench(said), tmp_path / "profile")
+    lines: list[str] = []
+    written = profiling.profile_scorer(bench(lines), tmp_path / "profile")
     assert [path.name for path in written] == ["functions.txt", "functions.pstats"]
     text = written[0].read_text()
     assert "calendar.py" in text
     assert text.index("Ordered by: internal time") < text.index("Ordered by: cumulative time")
-    assert said == ["no flame graph: py-spy is not installed (`pip install py-spy`)"]
+    assert lines == ["no flame graph: py-spy is not installed (`pip install py-spy`)"]
 
 
 def test_a_scorer_that_does_not_drain_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,7 @@ def test_the_disk_cache_keeps_what_is_in_use_and_what_was_used_last(tmp_path: Pa
     assert manifests == left
     assert len(list((root / "sha256").iterdir())) == MAX_ENSEMBLES + 3  # the manifests and three shared members
     assert len(list((root / "resolved").iterdir())) == MAX_ENSEMBLES
-    # The command line cleans too, at the end of a command.
+    # The command line cleans up too, at the end of a command.
     for i in range(MAX_ENSEMBLES + 2):
         (root / "manifests").mkdir(exist_ok=True)
         (root / "manifests" / f"{i:064x}").write_bytes(b"{}")

@@ -588,7 +588,7 @@ def test_what_left_play_stops_although_the_champion_cannot_be_loaded(ensembles: 
         assert eventually(lambda: scorer.status.in_play == ["1", "3", "4"])
         assert scorer.follower.lineup.deciding == 1
         assert order("retire", version=THREE) == (["1", "4"], None)
-        assert scorer.follower.lineup.control_offset == 3  # what the state asks for is not in force
+        assert scorer.follower.lineup.control_offset == 3  # the wanted state is not in force
         order("rollback")
         order("canary", version=TWO, share=0.5)
         order("promote", version=broken)

@@ -159,7 +159,7 @@ def test_a_version_is_retired_although_its_files_are_damaged_or_gone(console: Co
     # Not in play, and a member is damaged.
     (tmp_path / "c" / "one.json").write_bytes(b"{}")
     assert console.run("retire", str(tmp_path / "c")) == 0, console.error
-    # Not in play and gone, but a command named it; and one that was never heard of.
+    # Not in play and gone, but a command named it; and one that no command named.
     console.say("shadow", version=TWO)
     console.say("stop", version=TWO)
     assert console.run("retire", "cards:2") == 0, console.error
@@ -412,7 +412,7 @@ def test_only_the_version_that_serves_may_get_the_alias_champion(
     monkeypatch.setattr("stream_scorer.ensemble.registry.set_alias", lambda *_: None)
 
     def register(*more: str, bootstrap: str = "127.0.0.1:1") -> str:
-        """The version that was registered, or why not."""
+        """The version that was registered, or the error."""
         arguments = ["ensemble", "register", str(tmp_path / "e"), "cards", "--why", "new", "--mlflow", "http://m:1"]
         ended = CliRunner().invoke(cli, [*arguments, *more, "--bootstrap", bootstrap])
         return str(ended.exception) if ended.exception else ended.stdout.strip()
@@ -423,7 +423,7 @@ def test_only_the_version_that_serves_may_get_the_alias_champion(
     assert register("--alias", "candidate") == register() == "cards:3"
     named["cards"] = "2"
     assert register("--alias", "champion", "--once") == "cards:2"
-    # What serves counts more than an alias that somebody has moved.
+    # The version that serves counts more than an alias that was moved.
     console.say("promote", version=ONE)
     assert "the version that serves: 1" in register("--alias", "champion", "--once")
     console.publish()

@@ -1,4 +1,4 @@
-"""Every way a record can be bad has a code and a path, and no message repeats what the record said."""
+"""Every way a record can be bad has a code and a path, and no message repeats the content of the record."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_any_other_text_is_refused_with_what_to_write(text: str) -> None:
 def test_a_version_in_a_record_is_found_by_its_manifest(here: Path, version: str) -> None:
     digest = manifest_digest(compose(here / "ens"))
     keep(here / "ens", here / "cache")
-    gone = "http://127.0.0.1:1"  # the registry is not asked for what the cache has
+    gone = "http://127.0.0.1:1"  # the cache has it, so no request goes to the registry
     found = recorded("cards", version, digest, gone, here / "cache", None)
     assert manifest_digest(read_manifest(found)) == digest
     assert recorded("cards", version, digest, gone, here / "none", here / "ens") == here / "ens"

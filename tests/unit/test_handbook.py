@@ -87,7 +87,7 @@ def features(data: Handbook) -> np.ndarray:
 def test_features_are_those_of_chapter_3(seed: int) -> None:
     data = sample(seed)
     wanted = by_definition(data)
-    assert (wanted[:, 9:12] > 0).any(axis=0).all()  # every risk window has something to tell
+    assert (wanted[:, 9:12] > 0).any(axis=0).all()  # every risk window has values
     np.testing.assert_array_equal(features(data), wanted)
 
 

@@ -21,7 +21,7 @@ NOW = 10 * WITNESS_PERIOD_MS
 
 
 class Rows:
-    """Applied offsets, and what `expire` is asked for."""
+    """Applied offsets, and the arguments of `expire`."""
 
     def __init__(self, applied: AppliedOffsets | None) -> None:
         self.applied, self.ends = applied, None

@@ -1,4 +1,4 @@
-"""The log of incidents: one condition gives one incident, whoever reports it."""
+"""The log of incidents: one condition gives one incident, whichever process reports it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_person_closes_an_incident_with_a_reason_and_no_monitor_reopens_the_sa
     for began in (100, 2_000):
         IncidentLog(MemoryControlLog(log.records)).report(condition(500, began=began), 4_000)
     assert len(log.records) == 2 and running.open() == []
-    # It began anew.
+    # It began again.
     running.report(condition(700, began=2_001), 5_000)
     assert [incident.id for incident in running.open()] == ["feed-transactions-partition-3-700"]
 

@@ -1,4 +1,4 @@
-"""The label joiner against its store: which label holds, what is said about it, and what a restart finds."""
+"""The label joiner against its store: which label holds, its outcomes, and what a restart finds."""
 
 from __future__ import annotations
 
@@ -112,11 +112,11 @@ def joiner(store: JoinerStore, clock: Steps) -> Joiner:
     return Joiner(store, RULES, clock, scores="scores", labels="labels")
 
 
-def said(outcomes: list[Outcome]) -> list[tuple[str, str, str | None]]:
+def changes_of(outcomes: list[Outcome]) -> list[tuple[str, str, str | None]]:
     return [(o.event_id, o.label, o.previous_label) for o in outcomes]
 
 
-def test_outcome_tells_what_was_decided(joiner: Joiner, log: Log) -> None:
+def test_outcome_states_what_was_decided(joiner: Joiner, log: Log) -> None:
     joiner.join([log.score("a", decision="block")])
     label = log.label("a", "genuine", "analyst", T + 3 * HOUR, partition=4, review_probability=0.25)
     (outcome,) = joiner.join([label])
@@ -156,19 +156,19 @@ def test_a_store_of_a_former_version_gets_the_new_columns(tmp_path: Path, log: L
 def test_label_before_score_waits(joiner: Joiner, log: Log) -> None:
     assert joiner.join([log.label("a", "fraud", "analyst"), log.label("a", "genuine", "random_review")]) == []
     assert joiner.counts.waiting == 1
-    assert said(joiner.join([log.score("a")])) == [("a", "fraud", None)]
+    assert changes_of(joiner.join([log.score("a")])) == [("a", "fraud", None)]
     assert joiner.counts.waiting == 0
 
 
 def test_the_label_that_holds(joiner: Joiner, log: Log) -> None:
     joiner.join([log.score("a")])
-    assert said(joiner.join([log.label("a", "genuine", "analyst", T + 5)])) == [("a", "genuine", None)]
+    assert changes_of(joiner.join([log.label("a", "genuine", "analyst", T + 5)])) == [("a", "genuine", None)]
     # A lower rank loses however late it is; the same rank wins by time, then by offset.
     assert joiner.join([log.label("a", "fraud", "random_review", T + 9_000)]) == []
     assert joiner.join([log.label("a", "fraud", "unheard_of", T + 9_000)]) == []
     assert joiner.join([log.label("a", "fraud", "analyst", T + 4)]) == []
-    assert said(joiner.join([log.label("a", "fraud", "analyst", T + 5)])) == [("a", "fraud", "genuine")]
-    assert said(joiner.join([log.label("a", "genuine", "chargeback", T + 1)])) == [("a", "genuine", "fraud")]
+    assert changes_of(joiner.join([log.label("a", "fraud", "analyst", T + 5)])) == [("a", "fraud", "genuine")]
+    assert changes_of(joiner.join([log.label("a", "genuine", "chargeback", T + 1)])) == [("a", "genuine", "fraud")]
 
 
 def test_label_twice_says_nothing(joiner: Joiner, log: Log) -> None:
@@ -194,7 +194,7 @@ def test_several_changes_in_one_batch_form_a_chain(joiner: Joiner, log: Log) -> 
             log.label("a", "genuine", "chargeback"),
         ]
     )
-    assert said(outcomes) == [("a", "genuine", None), ("a", "fraud", "genuine"), ("a", "genuine", "fraud")]
+    assert changes_of(outcomes) == [("a", "genuine", None), ("a", "fraud", "genuine"), ("a", "genuine", "fraud")]
 
 
 def test_the_first_score_counts(joiner: Joiner, log: Log) -> None:
@@ -209,7 +209,7 @@ def test_unreadable_records_are_counted_and_passed_and_not_logged(
 ) -> None:
     values = (b"{", b'{"event_id": "a", "label": "maybe"}', b'{"event_id": "\xff"}', b'{"x": ' + b"[" * 100_000)
     bad = [InputRecord("labels", 0, 90 + number, value, T) for number, value in enumerate(values)]
-    assert said(joiner.join([*bad, log.score("a"), log.label("a", "fraud", "analyst")])) == [("a", "fraud", None)]
+    assert changes_of(joiner.join([*bad, log.score("a"), log.label("a", "fraud", "analyst")])) == [("a", "fraud", None)]
     assert joiner.counts.unreadable == 4
     assert "the value is not one of the declared values - at $.label" in caplog.text
     assert "maybe" not in caplog.text
@@ -225,7 +225,7 @@ def test_a_label_beyond_twice_the_horizon_is_too_late(joiner: Joiner, log: Log) 
             log.label("c", "fraud", "chargeback", late, event_time=T + DAY),  # its score has an earlier event time
         ]
     )
-    assert said(outcomes) == [("a", "fraud", None)]
+    assert changes_of(outcomes) == [("a", "fraud", None)]
     assert joiner.counts.too_late == 2
 
 
@@ -237,7 +237,7 @@ def test_a_label_that_is_too_late_replaces_none_whenever_the_score_comes(
     records = [log.label("a", "genuine", "analyst", T + DAY), log.label("a", "fraud", "chargeback", T + 5 * DAY)]
     records.insert(score_at, log.score("a"))
     outcomes = joiner.join(records) if together else [o for record in records for o in joiner.join([record])]
-    assert said(outcomes) == [("a", "genuine", None)]
+    assert changes_of(outcomes) == [("a", "genuine", None)]
     assert (joiner.counts.too_late, joiner.counts.waiting) == (1, 0)
 
 
@@ -355,7 +355,7 @@ def test_a_label_waits_for_a_scorer_that_is_behind_on_one_partition(
     joiner.join([log.score("newer", event_time=T + 31 * DAY)])
     delete_old(joiner)
     assert store.row_count() == 2 and store.waiting_count() == 1
-    assert said(joiner.join([log.score("a", partition=1)])) == [("a", "fraud", None)]
+    assert changes_of(joiner.join([log.score("a", partition=1)])) == [("a", "fraud", None)]
 
 
 def test_old_rows_are_deleted_in_small_parts(
@@ -383,7 +383,7 @@ def test_rollback_forgets_everything_of_a_batch(tmp_path: Path, log: Log) -> Non
     joiner.join([log.score("b", version="8")])
     store.set_positions({("scores", 0): 2}, 5)
     store.commit()
-    assert said(joiner.join([log.label("a", "fraud", "analyst"), log.label("b", "fraud", "analyst")])) == [
+    assert changes_of(joiner.join([log.label("a", "fraud", "analyst"), log.label("b", "fraud", "analyst")])) == [
         ("b", "fraud", None)
     ]
     store.close()

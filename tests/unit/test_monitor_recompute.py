@@ -1,4 +1,4 @@
-"""What proofs compare of a figure of the monitor: everything that its record says, apart from its revision."""
+"""Proofs compare all fields of a record of the monitor, apart from its revision."""
 
 from __future__ import annotations
 

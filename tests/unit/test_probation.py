@@ -818,7 +818,7 @@ def test_a_version_is_not_confirmed_while_a_running_scorer_does_not_score_both(m
     statuses.put("b", 1, ["2", "1"])
     assert step() == ("" if mode == "auto" else "needs a person: monitor.mode is propose")
     assert monitor_commands(desk) == ([("confirm", None)] if mode == "auto" else [])
-    # While a person waits, the topic stays open and is asked now and then; after the command, nobody needs it.
+    # While a person waits, the topic stays open and is read now and then; after the command, it is closed.
     for _ in range(3):
         watch.step()
     assert statuses.calls[3:] == ["open", *["end"] * 4, *["close"] * (mode == "auto")]
@@ -947,7 +947,7 @@ def test_a_canary_is_confirmed_at_its_share_and_stopped_if_its_alerts_change() -
 
 
 def add_traffic_of_three(desk: Desk, offset: int) -> None:
-    """Version 2 serves beside a canary 3 that alerts like version 1; version 2 alerts more than both."""
+    """Version 2 serves, with a canary 3 that alerts like version 1; version 2 alerts more than both."""
     champion, canary = [400, 200, 0, 30_000], [400, 0, 200, 30_000]
     cards = listed(champion, 1_000_000 * offset)
     found = summary(TWO, champion, offset=offset, cards=cards)

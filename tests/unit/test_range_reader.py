@@ -222,7 +222,7 @@ def test_an_input_without_the_next_offset_is_an_error_that_names_it(
 def backlog(
     monkeypatch: pytest.MonkeyPatch, turns: list[list[Message]], high: list[Any], answers: list[Any]
 ) -> BacklogFollower:
-    """A follower of these messages, whose brokers answer so when they are asked for ends."""
+    """A follower of these messages, whose brokers give these `answers` for ends."""
 
     def ask() -> dict[tuple[str, int], int]:
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
@@ -270,7 +270,7 @@ def test_a_question_for_ends_loses_nothing_and_waits_for_no_broker(monkeypatch: 
 
 
 class Ends:
-    """What the broker answers when it is asked for the end of a partition: from the next look on."""
+    """The answers of the broker for the end of a partition, from the next look on."""
 
     def __init__(self, *answers: int) -> None:
         self._answers, self._asked = list(answers), list[SourcePartition]()

@@ -15,7 +15,7 @@ SECONDS = 7_200.0
 
 
 class Keys:
-    """As much of a client as `keys_by_kind` uses; each key has 10 bytes."""
+    """The part of a client that `keys_by_kind` uses; each key has 10 bytes."""
 
     def __init__(self, keys: list[bytes]) -> None:
         self._keys, self._asked = keys, 0
@@ -53,7 +53,7 @@ def failed(change: Callable[[Sample], Sample] = lambda s: s, slower: float = 1.0
 
 
 def with_new(s: Sample, per_key: int) -> Sample:
-    """With so many new entities that they explain what Redis has more."""
+    """With enough new entities to explain the growth of Redis."""
     rows = s.rows + 400_000
     return replace(s, rows=rows, entities=s.entities + 400_000, redis=rows * per_key, per_key=per_key - 100.0)
 
@@ -100,7 +100,7 @@ def test_kinds_of_keys_follow_from_their_names() -> None:
         (lambda s: with_new(s, 5_000), None),
         # A thousand keys of 90 bytes per second that nothing deletes.
         (lambda s: leaking(s, 1_000), "Redis:"),
-        # One key that gets a little longer with each transaction.
+        # One key that grows a little with each transaction.
         (lambda s: replace(s, redis=s.redis + 90 * MIB, per_key=s.per_key + 90 * MIB / s.rows), "Redis: grows"),
         (lambda s: replace(s, disk=s.disk * 4), "disk: at most"),
     ],

@@ -127,7 +127,7 @@ def test_a_broker_that_loads_its_offsets_is_asked_again(answers: tuple[int | Non
     reader = _Loading(*answers)
     points = starting_points(reader, store, [SOURCE], [SOURCE], start)  # type: ignore[arg-type]
     assert (points.read_from, points.score_from, reader.commits) == ({SOURCE: 10}, {SOURCE: 12}, [])
-    # Without features, only what this process has committed tells.
+    # Without features, only the commits of this process show it.
     reader = _Loading(*answers)
     points = starting_points(reader, None, [SOURCE], [SOURCE], start, scored={SOURCE: 11})  # type: ignore[arg-type]
     assert (points.score_from, reader.commits) == ({SOURCE: 12}, [])
@@ -339,7 +339,7 @@ def test_a_group_whose_offsets_have_expired_neither_skips_records_nor_scores_the
 
 
 class _Cut(_Loading):
-    """A reader whose log has only the offsets from 20 on. The group has committed what it is asked to."""
+    """A reader whose log has only the offsets from 20 on. The group returns the last commit."""
 
     def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
         return self.commits[-1] if self.commits else super().committed(partitions)  # type: ignore[return-value]
@@ -351,7 +351,7 @@ class _Cut(_Loading):
 def test_a_group_goes_on_from_the_first_offset_that_retention_has_left(caplog: pytest.LogCaptureFixture) -> None:
     reader, store = _Cut(10), _with_records()
     log: dict[str, Any] = {"sources": [SOURCE], "inputs": [SOURCE], "start": "earliest"}
-    # Offset 10 may have been a marker, or a record that features lack: they are begun anew.
+    # Offset 10 may have been a marker, or a record that features lack, so the features start again.
     points = starting_points(reader, store, find_beginning=lambda: Beginning(7, 0), **log)  # type: ignore[arg-type]
     assert (points.read_from, points.score_from, reader.commits) == ({SOURCE: 20}, {SOURCE: 20}, [{SOURCE: 20}])
     applied = store.open()

@@ -1,4 +1,4 @@
-"""The proxy of the storm forwards bytes, and disturbs connections as it is asked to."""
+"""The proxy of the storm forwards bytes, and disturbs connections on request."""
 
 from __future__ import annotations
 

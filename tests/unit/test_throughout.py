@@ -1,4 +1,4 @@
-"""Proofs that say "scoring goes on" fail for a scorer that stands still, and not for a machine that does."""
+"""The check that scoring goes on fails if the scorer pauses, but not if the machine does."""
 
 from __future__ import annotations
 

@@ -303,7 +303,7 @@ def test_rows_are_chosen_by_period_decision_and_complete_windows(
 
     paths = write(tmp_path, table, known)
     data = read_training_set(*paths, SPEC)
-    # t2 was blocked, so its silence says nothing; t9 was blocked too, and has a label.
+    # t2 was blocked, so its silence means nothing; t9 was blocked too, and has a label.
     assert ids(data) == [0, 1, *range(3, n)]
     assert (data.blocked, data.outside, data.incomplete) == (1, 0, 3)
     assert "27 % of the training rows have features that look back to before the first transaction" in caplog.text

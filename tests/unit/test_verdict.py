@@ -28,7 +28,7 @@ def draws(rng: np.random.Generator, runs: int, looks: int, rise: float, disagree
 @pytest.mark.parametrize("rise", [0.05, -0.05])
 def test_a_change_at_the_tolerance_is_hardly_ever_withdrawn_at_any_of_many_looks(rise: float, disagree: float) -> None:
     logs = log_evidences(*draws(np.random.default_rng(1), 400, 300, rise, disagree), Tolerances())
-    # At 5 % instead of ALPHA, so that few runs can tell: at most 20 of 400 are expected; 35 have odds of one in 1,500.
+    # At 5 % instead of ALPHA, so few runs are enough: at most 20 of 400 are expected; 35 have odds of one in 1,500.
     assert (np.maximum(logs[0], logs[1]).max(axis=1) >= -math.log(0.05)).sum() <= 35
 
 

@@ -1,4 +1,4 @@
-"""A processor without a broker: it says so, and ends only for what waiting cannot cure."""
+"""A processor without a broker: it reports that, and ends only for errors that waiting cannot cure."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Monitor:
         self.at[partition] += 1
 
     def turn(self) -> list[tuple[int, float | None, int, bool]]:
-        """Hour, transactions, revision and whether closed, of what is reported; it is settled then."""
+        """Hour, transactions, revision and whether closed, of each report, which is then settled."""
         reports = self.reporter.turn()
         self.reporter.settle(reports)
         return [_figures(r) for r in reports.records if r.metric == "transactions"]
@@ -230,7 +230,7 @@ def test_labels_whose_first_record_retention_deleted_do_not_end_the_reporter(cap
     monitor = Monitor()
     monitor.count(5, reached=9)
     cells = new_cells()
-    # The record that said "genuine" is gone: its count becomes -1 for each of them.
+    # The record with the label "genuine" is gone: its count becomes -1 for each of them.
     for _ in range(3):
         count_outcome(cells, CHANGE, frozenset())
     monitor.store.open("e", {"outcomes:0": 0})
@@ -379,13 +379,13 @@ def test_only_the_leader_shows_windows_and_no_older_one_after_a_restart() -> Non
     monitor.count(60, reached=60)
     assert (turn("one"), shown("two")) == (([0.2], [54]), ([], []))
     monitor.now_ms += 10_000
-    # The second one shows the newest windows at once, although nothing has changed.
+    # The second one shows the newest windows at once, although none has changed.
     assert (turn("two"), turn("one")) == (([0.2], [54]), ([], []))
     monitor.count(7, reached=62, reviews=1)
     assert turn("two") == ([0.1], [54])
     reporters["two"].end()
     assert shown("two") == ([], [])
-    # After the restart, a change of an older window does not show it, also if its version serves no more.
+    # After the restart, a change of an older window does not show it, even if its version no longer serves.
     monitor.count(5, reached=62, reviews=9)
     monitor.count(5, reached=62, version="0")
     assert turn("two") == ([0.1], [54])
