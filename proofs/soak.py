@@ -78,7 +78,7 @@ P99_TIMES = 1.2
 class Sample:
     """One reading. `at` in seconds since the start of the load; memory and disk in bytes.
 
-    `rows`: keys of Redis. `entities`: different ones that were sent. `per_key`: mean memory of a key, from random ones.
+    `keys`: of Redis. `entities`: different ones that were sent. `per_key`: mean memory of a key, from random ones.
     """
 
     at: float
@@ -87,7 +87,7 @@ class Sample:
     descriptors: dict[str, int]
     threads: dict[str, int]
     redis: int
-    rows: int
+    keys: int
     entities: int
     per_key: float
     disk: int
@@ -346,7 +346,7 @@ class _Meter:
         return (
             f"{s.at:,.0f} s: {s.scored:,} scored, "
             + ", ".join(f"{name} {used / MIB:,.0f} MiB" for name, used in s.memory.items())
-            + f", Redis {s.redis / MIB:,.0f} MiB in {s.rows:,} keys, disk {s.disk / MIB:,.0f} MiB"
+            + f", Redis {s.redis / MIB:,.0f} MiB in {s.keys:,} keys, disk {s.disk / MIB:,.0f} MiB"
             + (f", p99 {np.percentile(recent, 99):,.0f} ms" if len(recent) else "")
         )
 
@@ -435,16 +435,16 @@ def _judge_keys(result: Result, kinds: dict[str, tuple[int, int]], entities: int
 
 def _judge_redis(result: Result, before: list[Sample], after: list[Sample]) -> None:
     """Redis uses a limited number of bytes per key, and a limited share of its memory outside of keys."""
-    per_key = [float(np.median([s.redis / max(s.rows, 1) for s in part])) for part in (before, after)]
-    outside = [float(np.median([1 - s.per_key * s.rows / s.redis for s in part])) for part in (before, after)]
+    per_key = [float(np.median([s.redis / max(s.keys, 1) for s in part])) for part in (before, after)]
+    outside = [float(np.median([1 - s.per_key * s.keys / s.redis for s in part])) for part in (before, after)]
     result.figures["redis_bytes_per_key"] = [round(b) for b in per_key]
     result.figures["redis_share_outside_keys"] = [round(share, 3) for share in outside]
-    result.figures["redis_keys"] = after[-1].rows
+    result.figures["redis_keys"] = after[-1].keys
     result.check(
         f"Redis: at most {REDIS_BYTES_PER_KEY:,} bytes per key, and {REDIS_SHARE_OUTSIDE_KEYS:.0%} outside of keys",
         per_key[1] <= REDIS_BYTES_PER_KEY and outside[1] <= REDIS_SHARE_OUTSIDE_KEYS,
     )
-    beside = max(s.rows - s.entities for s in after)
+    beside = max(s.keys - s.entities for s in after)
     grown = float(np.median([s.redis for s in after]) - np.median([s.redis for s in before]))
     new = after[-1].entities - before[0].entities
     result.figures |= {"redis_keys_beside_rows": beside, "redis_bytes_per_new_entity": round(grown / max(new, 1))}

@@ -209,9 +209,10 @@ def _check_starts(seal: Seal, before: Seal, findings: Findings) -> None:
     """Check that inputs go on where those of the previous archive end, or begin again as the seal states."""
     next_offset = {(each.topic, each.partition): each.next for each in before.inputs}
     for each in seal.inputs:
-        if not each.restarted and each.first != next_offset.get((each.topic, each.partition), each.first):
+        ended = next_offset.get((each.topic, each.partition), each.first)
+        if each.first > ended or (each.first < ended and not each.restarted):
             findings.add("previous", f"{each.topic}[{each.partition}] begins at source offset {each.first}, but the "
-                         f"previous archive ends at {next_offset[each.topic, each.partition]}")  # fmt: skip
+                         f"previous archive ends at {ended}")  # fmt: skip
 
 
 def _check_prefix(archive: Archive, previous: Archive, findings: Findings) -> None:

@@ -87,7 +87,6 @@ class _Console:
         self.settings = settings
         self.topics = Topics.of(settings)
         bootstrap = settings.require("kafka.bootstrap")
-        settings.refuse_mixed("mlflow.url")  # also for a command that only moves the alias of the registry
         TopicAdmin(bootstrap).require(self.topics.control_topics())
         self.log = ControlLog(bootstrap, self.topics.control)
         self.history: History = History()
@@ -173,10 +172,12 @@ class _Console:
         from stream_scorer.control.aliases import CHAMPION
         from stream_scorer.ensemble.registry import set_alias
 
-        if not state.champion.version.isdigit() or not self.settings["mlflow.url"]:
+        if not state.champion.version.isdigit():
             return
         try:
-            set_alias(state.ensemble, CHAMPION, state.champion.version, self.settings["mlflow.url"])
+            self.settings.refuse_mixed("mlflow.url")
+            if url := self.settings["mlflow.url"]:
+                set_alias(state.ensemble, CHAMPION, state.champion.version, url)
         except StreamScorerError as error:
             click.echo(f"the alias {CHAMPION} was not moved: {error.message}", err=True)
 

@@ -432,11 +432,11 @@ class Follower:
 
 
 def _reduced(before: Lineup, served: list[ServedVersion], state: ServingState) -> tuple[Lineup, list[ServedVersion]]:
-    """`before`, whose versions are `served`, with its champion and what else of it `state` has in play."""
+    """`before`, whose versions are `served`, with its champion and what else of it `state` has in play.
+
+    A canary decides nothing meanwhile: nobody compares it with a champion that no longer serves.
+    """
     canary = state.canary
-    split = None
-    if before.split is not None and canary is not None and canary.version == served[1]:
-        split = Split(canary.share, canary.salt, canary.until)
     last_good = state.last_good if state.probation else None
     wanted = {*state.shadows, last_good, state.withdrawn, canary.version if canary is not None else None}
     kept = [0, *(index for index in range(1, len(served)) if served[index] in wanted)]
@@ -447,7 +447,7 @@ def _reduced(before: Lineup, served: list[ServedVersion], state: ServingState) -
 
     last, withdrawn = place(before.last_good, last_good), place(before.withdrawn, state.withdrawn)
     versions = tuple(before.versions[index] for index in kept)
-    lineup = Lineup(versions, split, disabled, before.control_offset, last, withdrawn)
+    lineup = Lineup(versions, None, disabled, before.control_offset, last, withdrawn)
     return lineup, [served[index] for index in kept]
 
 

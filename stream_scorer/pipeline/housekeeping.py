@@ -104,7 +104,8 @@ def expire_rows(
     except ExpireRefused:
         rows.record_expiry(refused=True)
         raise
-    rows.record_expiry(refused=False)
+    if not stop.is_set():  # a pass that was cut short may have judged few rows
+        rows.record_expiry(refused=False)
     if gone:
         _log.info("deleted %d keys of features that no reader needs any more", gone)
     return gone

@@ -30,14 +30,16 @@ from stream_scorer.serde.files import (
 from stream_scorer.serde.label_ranks import source_rank
 from stream_scorer.serde.rejections import MAX_SHARE, Rejections, too_many
 from stream_scorer.spec.model import CheckedSpec, duration_ms
+from stream_scorer.state.rows import Beginning
 from stream_scorer.train.recipe import Progress, TrainingSet
-from stream_scorer.train.rows import ALL_TIMES, COMPLETE, Begins, Period, choose_rows
+from stream_scorer.train.rows import ALL_TIMES, Period, choose_rows
 
 # Rows decoded at a time: bounds the memory of the intermediate Python objects (about 1 kB per row).
 _CHUNK = 50_000
 # An optional column of transactions, unless it is a field of the spec: what a scorer decided.
 _DECISION = "decision"
 _YEAR_2000 = 946_684_800_000
+_COMPLETE = Beginning()
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class LabelledHistory:
     """Decoded transactions and labels, the rank of each label's source ``(n_labels,)``, and the rejected records.
 
     `source` names the origin of the transactions in messages. `blocked` has the ids of transactions with the decision
-    block, as far as decisions are known.
+    block, as far as decisions are known. `beginning`: from when on topics that lost their beginning are complete.
     """
 
     source: str
@@ -55,7 +57,7 @@ class LabelledHistory:
     labels: Labels
     ranks: NDArray[np.int64]
     refused: int
-    begins: Begins = COMPLETE
+    beginning: Beginning = _COMPLETE
     blocked: frozenset[str] = frozenset()
 
 
@@ -134,7 +136,7 @@ def make_training_set(
             if newest >= _YEAR_2000
             else f"The newest transaction is of {_day(newest)}: times are epoch milliseconds. Are these seconds?",
         )
-    chosen = choose_rows(read.source, spec, history, usable, blocked, read.begins, period)
+    chosen = choose_rows(read.source, spec, history, usable, blocked, read.beginning, period)
     keep = chosen.keep
     entity = _entities(spec, read.transactions)
     return TrainingSet(

@@ -53,9 +53,9 @@ def standardise(x: NDArray[np.float64]) -> list[Input]:
     return out
 
 
-def warn_without_values(names: Sequence[str], x: NDArray[np.float64]) -> None:
-    """Warn about the columns `names` of ``(n, k)`` that have no value in any row: members cannot use them."""
-    empty = [name for name, column in zip(names, x.T, strict=True) if not np.isfinite(column).any()]
+def warn_without_values(names: Sequence[str], x: NDArray[np.float64], rows: NDArray[np.intp]) -> None:
+    """Warn about the columns `names` of ``(n, k)`` that have no value in any of `rows`: members cannot use them."""
+    empty = [name for name, column in zip(names, x.T, strict=True) if not np.isfinite(column[rows]).any()]
     if empty:
         _log.warning(
             "no training row has a value of %s: members ignore it, also when live transactions have one. Does the "

@@ -143,7 +143,7 @@ def fit_ensemble(
     since = end - duration_ms(folds.train) if training.spec.refit == "window" and folds.train else first
     rows = np.flatnonzero((data.event_time >= since) & (data.event_time < end))
     label = data.label[rows] if before is None else known_label(data, rows, end + delay, delay)
-    warn_without_values(data.names, data.features[rows])
+    warn_without_values(data.names, data.features, rows)
     members = run_parallel(
         lambda recipe: fit_member(recipe, data.features, rows, label),
         recipes,

@@ -13,6 +13,7 @@ from stream_scorer.errors import UsageError
 from stream_scorer.features.history import History
 from stream_scorer.features.plan import make_plan, reaches_ms
 from stream_scorer.spec.model import LABELLED, CheckedSpec
+from stream_scorer.state.rows import Beginning
 
 # Above this share of rows with incomplete windows, training says that the history is short.
 _MANY = 0.2
@@ -35,17 +36,6 @@ ALL_TIMES = Period()
 
 
 @dataclass(frozen=True, slots=True)
-class Begins:
-    """From when on topics that lost their beginning are complete, epoch ms; 0 for complete ones and for files."""
-
-    transactions: int = 0
-    labels: int = 0
-
-
-COMPLETE = Begins()
-
-
-@dataclass(frozen=True, slots=True)
 class Chosen:
     """`keep` ``(n,)``: the training rows. The others are counts.
 
@@ -61,7 +51,13 @@ class Chosen:
 
 
 def choose_rows(
-    source: str, spec: CheckedSpec, history: History, usable: Bools, blocked: Bools, begins: Begins, period: Period
+    source: str,
+    spec: CheckedSpec,
+    history: History,
+    usable: Bools,
+    blocked: Bools,
+    beginning: Beginning,
+    period: Period,
 ) -> Chosen:
     """Choose among the `usable` rows ``(n,)`` of a history. `blocked` ``(n,)``: blocked, without a label.
 
@@ -69,7 +65,7 @@ def choose_rows(
         UsageError: none is left.
     """
     time = history.event_time
-    first = _complete_from(spec, begins) if period.since is None else period.since
+    first = _complete_from(spec, beginning) if period.since is None else period.since
     inside = time >= first
     if period.until is not None:
         inside &= time < period.until
@@ -87,12 +83,12 @@ def choose_rows(
     return Chosen(keep, int((usable & ~inside).sum()), int((usable & inside & blocked).sum()), incomplete)
 
 
-def _complete_from(spec: CheckedSpec, begins: Begins) -> int:
+def _complete_from(spec: CheckedSpec, beginning: Beginning) -> int:
     """From when on no window reaches back to what the topics have lost; 0 if they have lost nothing."""
-    if not begins.transactions and not begins.labels:
+    if not any(beginning):
         return 0
     labelled = np.array([feature.aggregate in LABELLED for feature in spec.view_features], np.bool_)
-    known = np.where(labelled, max(begins.transactions, begins.labels), begins.transactions)
+    known = np.where(labelled, max(beginning), beginning.transactions)
     reach = reaches_ms(make_plan(spec))
     return int(np.where(known > 0, known + reach, 0).max(initial=0))
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stream_scorer.errors import UsageError
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
-from stream_scorer.positions import SourcePartition
+from stream_scorer.pipeline.starting_points import find_beginning
 from stream_scorer.serde.decoder import LabelDecoder, Labels, TransactionDecoder, Transactions
 from stream_scorer.serde.label_ranks import label_ranks
 from stream_scorer.serde.rejections import Rejections
@@ -25,10 +25,7 @@ from stream_scorer.train.dataset import (
     make_training_set,
 )
 from stream_scorer.train.recipe import Progress, TrainingSet
-from stream_scorer.train.rows import ALL_TIMES, Begins, Period
-
-# Of the oldest records, as one of them may be a late upload.
-_OLDEST = 100
+from stream_scorer.train.rows import ALL_TIMES, Period
 
 _log = logging.getLogger(__name__)
 
@@ -38,20 +35,6 @@ class _Decided(msgspec.Struct):
 
     event_id: str
     decision: str
-
-
-class _Beginning:
-    """From when on a topic is complete: 0, or the time of its oldest records if retention has deleted older ones."""
-
-    def __init__(self) -> None:
-        self.time = 0
-        self._seen: set[SourcePartition] = set()
-
-    def see(self, source: SourcePartition, low: int, times: NDArray[np.int64]) -> None:
-        """Take the times of the first records of a partition that begins at offset `low`."""
-        if low > 0 and len(times) and source not in self._seen:
-            self._seen.add(source)
-            self.time = max(self.time, int(np.median(times[:_OLDEST])))
 
 
 def training_set_from_topics(
@@ -77,33 +60,31 @@ def history_from_topics(reader: RangeReader, topics: Topics, spec: CheckedSpec) 
     """Read and decode the topics up to their ends. Raises `UsageError`, `BrokerUnavailable`."""
     decoder = TransactionDecoder(spec)
     parts: list[Transactions] = []
-    rejections, beginning = Rejections("transactions"), _Beginning()
+    rejections = Rejections("transactions")
     for source, (low, high) in reader.bounds(topics.transactions).items():
         for records in reader.read(source, low, high):
             part, bad = decoder.decode(records.value, records.timestamp)
             parts.append(part)
-            beginning.see(source, low, part.event_time)
             rejections.add(bad, len(records.value), records)
     rejected = rejections.close(topics.transactions)
-    labels, ranks, refused, known_from = _labels(reader, topics.labels, spec)
+    labels, ranks, refused = _labels(reader, topics.labels, spec)
     found = concatenate_transactions(parts)
-    begins = Begins(beginning.time, known_from)
-    return LabelledHistory(topics.transactions, found, labels, ranks, rejected + refused, begins)
+    beginning = find_beginning(reader, topics.transactions, topics.labels, spec)
+    return LabelledHistory(topics.transactions, found, labels, ranks, rejected + refused, beginning)
 
 
-def _labels(reader: RangeReader, topic: str, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int64], int, int]:
+def _labels(reader: RangeReader, topic: str, spec: CheckedSpec) -> tuple[Labels, NDArray[np.int64], int]:
     decoder = LabelDecoder(spec)
     parts: list[Labels] = []
     ranks: list[int] = []
-    rejections, beginning = Rejections("labels"), _Beginning()
+    rejections = Rejections("labels")
     for source, (low, high) in reader.bounds(topic).items():
         for records in reader.read(source, low, high):
             part, bad = decoder.decode(records.value, records.timestamp)
             parts.append(part)
-            beginning.see(source, low, part.labelled_at)
             ranks += label_ranks(spec.spec.labels.source_rank, part, records.value).tolist()
             rejections.add(bad, len(records.value), records)
-    return concatenate_labels(parts), np.array(ranks, np.int64), rejections.close(topic), beginning.time
+    return concatenate_labels(parts), np.array(ranks, np.int64), rejections.close(topic)
 
 
 def _blocked(reader: RangeReader, topic: str) -> frozenset[str]:

@@ -105,7 +105,7 @@ def _train_ensemble(
     data.check(spec)
     data = replace(data, features=np.ascontiguousarray(data.features, np.float64))
     split = split_by_time(data.event_time, data.label)
-    warn_without_values(data.names, data.features[split.train])
+    warn_without_values(data.names, data.features, split.train)
     plans = plan_members(spec)
     steps = len(plans) + 2
     fitted = []

@@ -300,7 +300,7 @@ def test_an_input_that_had_no_value_in_training_stays_without_effect(caplog: pyt
     names = ["a", "b", "c"]
     live = np.array([[1.0, 1e6, -1e6]])
     assert Preprocess(names, names, standardise(x)).apply(live)[:, 1:].tolist() == [[0.0, 0.0]]
-    warn_without_values(names, x)
+    warn_without_values(names, x, np.arange(len(x)))
     assert "no training row has a value of b, c: members ignore it" in caplog.text
 
 

@@ -29,6 +29,7 @@ from proofs.audit_world import START_MS, World, make
 from stream_scorer.audit.archive import Archive
 from stream_scorer.audit.export import Scope, export_archive, letter_offsets
 from stream_scorer.audit.findings import AuditReport, Findings
+from stream_scorer.audit.integrity import _check_starts
 from stream_scorer.audit.models import keep_version
 from stream_scorer.audit.parts import read_part
 from stream_scorer.audit.recomputation import Models
@@ -620,6 +621,22 @@ def test_archives_go_on_after_input_offsets_began_again(world: World, tmp_path: 
     report = verify(second, previous=first)
     assert (report.by_kind, report.recomputed) == ({}, 4 * 49)
     assert ["begins again at offset 150" in note for note in report.notes] == [True]
+
+
+def test_a_gap_after_the_previous_archive_is_found_whatever_the_seal_states(world: World, tmp_path: Path) -> None:
+    export(world, tmp_path / "a")
+    seal = Archive(tmp_path / "a").seal
+    ended = seal.inputs[0].first + 1
+
+    def found(first: int, *, restarted: bool) -> int:
+        findings = Findings()
+        inputs = [msgspec.structs.replace(seal.inputs[0], first=first, restarted=restarted)]
+        before = [msgspec.structs.replace(seal.inputs[0], next=ended)]
+        _check_starts(*(msgspec.structs.replace(seal, inputs=each) for each in (inputs, before)), findings)
+        return sum(findings.by_kind.values())
+
+    assert [found(ended + lag, restarted=False) for lag in (-1, 0, 1)] == [1, 0, 1]
+    assert [found(ended + lag, restarted=True) for lag in (-1, 0, 1)] == [0, 0, 1]
 
 
 def fifty_lower(topic: str, value: bytes, headers: Any) -> tuple[bytes, Any]:

@@ -123,6 +123,25 @@ def test_after_control_was_created_again_only_recover_is_accepted(console: Conso
     assert console.state.champion == ONE
 
 
+def test_commands_that_need_no_registry_accept_mixed_addresses(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stack runs in this directory, and the commands name another broker."""
+    local = {"kafka": "k:1", "redis": "redis://r:1/0", "mlflow": "http://m:1"}
+    monkeypatch.setattr("stream_scorer.cli.options._stack_addresses", lambda _folder: local)
+    console.say("promote", version=ONE)
+    console.say("promote", version=TWO)
+    for command in ("status cards", "hold cards", "release cards", "stop cards 2", "confirm cards"):
+        assert "mlflow.url" not in console.error, command
+        console.run(*command.split())
+    console.say("promote", version=ONE)
+    assert console.run("rollback", "cards") == 0
+    assert console.state.champion == TWO
+    assert "the alias champion was not moved: mlflow.url would be that of the local stack" in console.out
+    assert console.run("promote", "cards:3") == 2
+    assert "mlflow.url would be that of the local stack" in console.error
+
+
 def test_recover_from_a_version_is_for_this_ensemble_and_only_without_a_recorded_state(
     console: Console, tmp_path: Path
 ) -> None:

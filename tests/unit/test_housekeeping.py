@@ -96,6 +96,10 @@ def test_a_pass_records_whether_it_was_refused() -> None:
         expire_rows(rows, lambda: Log(0), ["transactions"], threading.Event())
     assert rows.was_refused
     rows.turns = 4
+    cut_short = threading.Event()
+    cut_short.set()
+    expire_rows(rows, lambda: Log(0), ["transactions"], cut_short, max_share=1.0)
+    assert rows.was_refused
     expire_rows(rows, lambda: Log(0), ["transactions"], threading.Event(), max_share=1.0)
     assert not rows.was_refused
 

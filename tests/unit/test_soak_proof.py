@@ -54,14 +54,14 @@ def failed(change: Callable[[Sample], Sample] = lambda s: s, slower: float = 1.0
 
 def with_new(s: Sample, per_key: int) -> Sample:
     """With enough new entities to explain the growth of Redis."""
-    rows = s.rows + 400_000
-    return replace(s, rows=rows, entities=s.entities + 400_000, redis=rows * per_key, per_key=per_key - 100.0)
+    keys = s.keys + 400_000
+    return replace(s, keys=keys, entities=s.entities + 400_000, redis=keys * per_key, per_key=per_key - 100.0)
 
 
 def leaking(s: Sample, per_second: int) -> Sample:
     keys = int(per_second * s.at)
     used = s.redis + 90 * keys
-    return replace(s, rows=s.rows + keys, redis=used, per_key=used / (s.rows + keys))
+    return replace(s, keys=s.keys + keys, redis=used, per_key=used / (s.keys + keys))
 
 
 def test_what_does_not_grow_holds() -> None:
@@ -96,12 +96,12 @@ def test_kinds_of_keys_follow_from_their_names() -> None:
         (lambda s: replace(s, descriptors=s.descriptors | {"monitor": 69}), "monitor: at most 8 descriptors"),
         (lambda s: replace(s, threads=s.threads | {"scorer": 25}), "scorer: at most 4 threads"),
         (lambda s: with_new(s, 13_000), "Redis: at most 12,000"),
-        (lambda s: replace(s, redis=s.rows * 2_600), "Redis: at most 12,000"),
+        (lambda s: replace(s, redis=s.keys * 2_600), "Redis: at most 12,000"),
         (lambda s: with_new(s, 5_000), None),
         # A thousand keys of 90 bytes per second that nothing deletes.
         (lambda s: leaking(s, 1_000), "Redis:"),
         # One key that grows a little with each transaction.
-        (lambda s: replace(s, redis=s.redis + 90 * MIB, per_key=s.per_key + 90 * MIB / s.rows), "Redis: grows"),
+        (lambda s: replace(s, redis=s.redis + 90 * MIB, per_key=s.per_key + 90 * MIB / s.keys), "Redis: grows"),
         (lambda s: replace(s, disk=s.disk * 4), "disk: at most"),
     ],
 )

@@ -249,9 +249,9 @@ def test_labels_without_the_entity_of_a_view_of_labels_are_refused(tmp_path: Pat
 
 
 class TwoPartitions:
-    """A range reader over rows that alternate between two partitions."""
+    """A range reader over rows that alternate between two partitions. `at`: Kafka's times; None: those of the rows."""
 
-    def __init__(self, tables: dict[str, dict[str, list[object]]], low: int = 0, at: int = 9_000) -> None:
+    def __init__(self, tables: dict[str, dict[str, list[object]]], low: int = 0, at: int | None = 9_000) -> None:
         self._low, self._at = low, at
         self._values = {
             topic: [
@@ -268,7 +268,9 @@ class TwoPartitions:
     def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
         values = self._values[source.topic][source.partition :: 2][start:stop]
         n = len(values)
-        times = np.full(n, self._at, np.int64)
+        rows = [msgspec.json.decode(value) for value in values]
+        own = [row.get("labelled_at", row.get("event_time", 0)) for row in rows]
+        times = np.array(own if self._at is None else [self._at] * n, np.int64)
         yield RawRecords(source.topic, np.full(n, source.partition, np.int32), np.arange(n), times, [None] * n, values)
 
 
@@ -282,7 +284,7 @@ def test_topics_give_the_training_set_of_the_same_rows_in_files(tmp_path: Path) 
 
 
 def test_rows_are_chosen_by_period_decision_and_complete_windows(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     day, n = 86_400_000, 12
     last = 11 * day // 4 + 1_000
@@ -318,9 +320,8 @@ def test_rows_are_chosen_by_period_decision_and_complete_windows(
     tables = {"transactions": {name: table[name] for name in list(table)[:4]}, "labels": known, "scores": decided}
     topics = training_set_from_topics(TwoPartitions(tables, at=last), Topics(), SPEC)  # type: ignore[arg-type]
     assert (ids(topics), topics.blocked) == ([0, 1, *range(3, n)], 1)
-    monkeypatch.setattr("stream_scorer.train.topics._OLDEST", 1)
-    # Both partitions have lost their first two records: windows of a day are complete a day after the fourth one.
-    cut = TwoPartitions(tables | {"labels": {name: value * 6 for name, value in known.items()}}, low=2, at=last)
+    # Both partitions have lost their first two records: windows of a day are complete a day after the sixth one.
+    cut = TwoPartitions(tables | {"labels": {name: value * 6 for name, value in known.items()}}, low=2, at=None)
     topics = training_set_from_topics(cut, Topics(), SPEC)  # type: ignore[arg-type]
     assert ids(topics) == [9, 10, 11]
     everything = training_set_from_topics(cut, Topics(), SPEC, None, Period(1))  # type: ignore[arg-type]
