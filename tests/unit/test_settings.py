@@ -106,7 +106,6 @@ def test_an_address_of_the_stack_itself_and_an_empty_one_are_no_mixture(tmp_path
     [
         ["run"],
         ["monitor"],
-        ["ensemble", "rollback", "cards", "--why", "x"],
         ["ensemble", "list"],
         ["ensemble", "show", "cards@champion"],
     ],
