@@ -64,7 +64,7 @@ from stream_scorer.pipeline.enrich import Enrich
 from stream_scorer.pipeline.housekeeping import Housekeeping
 from stream_scorer.pipeline.in_flight import InFlight
 from stream_scorer.pipeline.note_committed import NoteCommitted
-from stream_scorer.pipeline.policy import unused_policy
+from stream_scorer.pipeline.policy import turned_segments, unused_policy
 from stream_scorer.pipeline.ports import Reader
 from stream_scorer.pipeline.probe import IdleCheck, WriteProbe
 from stream_scorer.pipeline.processor import PROGRESS_LIMIT_S, Pacing, Processor
@@ -255,6 +255,12 @@ def load_version(settings: Settings, checked: CheckedSpec, name: str, version: S
     ensemble.check_features(checked.features, checked.feature_hash)
     if unused := unused_policy(checked.spec, ensemble.manifest):
         ensemble.notice = f"it decides by its manifest, not by the policy of the spec: {unused} (docs/policy.md)"
+    if turned := turned_segments(checked.spec, ensemble.manifest):
+        _log.warning(
+            "%s: segments of the policy that are stricter than the thresholds of the spec are laxer than those of this "
+            "version, or the reverse: %s. Adjust them to the thresholds of the version (docs/policy.md)",
+            version.version, ", ".join(turned),
+        )  # fmt: skip
     return ensemble
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from stream_scorer.arrays import Floats
+from stream_scorer.spec.model import CheckedSpec
 
 _HOUR_MS = 3_600_000
 _DAY_MS = 86_400_000
@@ -41,3 +42,18 @@ FUNCTIONS: dict[str, Callable[..., Floats]] = {
     "is_night": lambda a: np.where(np.isnan(a), np.nan, _hour(a) <= 6),
     "present": lambda a: np.where(np.isnan(a), 0.0, 1.0),
 }
+
+
+def without_views(spec: CheckedSpec, features: Floats) -> Floats:
+    """A copy of `features` ``(n, k)``, in the order of `spec.features`, as a scorer has them without its rows.
+
+    Features of views are missing, and so are derived columns that read them.
+    """
+    missing, out = {feature.name for feature in spec.view_features} - set(spec.spec.transaction.fields), features.copy()
+    column = {name: index for index, name in enumerate(spec.features)}
+    out[:, [column[feature.name] for feature in spec.view_features]] = np.nan
+    for derived in spec.spec.derived:
+        if missing.intersection(derived.of):
+            out[:, column[derived.name]] = np.nan
+            missing.add(derived.name)
+    return out

@@ -47,6 +47,23 @@ def unused_policy(spec: PipelineSpec, manifest: Manifest) -> str:
     return ", ".join(f"{name} {used:g} instead of {given:g}" for name, (used, given) in values.items() if used != given)
 
 
+def turned_segments(spec: PipelineSpec, manifest: Manifest) -> list[str]:
+    """The segments that are stricter than the thresholds of the spec and laxer than those of the manifest, or reverse.
+
+    The manifest's thresholds apply outside segments, so such a segment does the opposite of what it was written for.
+    """
+    policy, own = spec.policy, manifest.thresholds
+    pairs = {
+        segment.name: ((segment.review, policy.review, own.review), (segment.block, policy.block, own.block))
+        for segment in policy.segments
+    }
+    return [
+        name
+        for name, levels in pairs.items()
+        if any((level - meant) * (level - used) < 0 for level, meant, used in levels)
+    ]
+
+
 class Policy:
     """The policy of a spec.
 

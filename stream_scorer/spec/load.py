@@ -16,6 +16,7 @@ from stream_scorer.spec.model import (
     WINDOWED,
     CheckedSpec,
     Condition,
+    EntityList,
     PipelineSpec,
     TransactionShape,
     View,
@@ -194,6 +195,7 @@ def _with_lists_read(spec: PipelineSpec, folder: Path) -> PipelineSpec:
     lists = []
     for index, entry in enumerate(spec.policy.lists):
         if entry.file is None:
+            _check_lengths(spec, entry, f"policy.lists[{index}].ids")
             lists.append(entry)
             continue
         try:
@@ -208,8 +210,34 @@ def _with_lists_read(spec: PipelineSpec, folder: Path) -> PipelineSpec:
                 path=f"policy.lists[{index}].file",
                 hint="An export that failed may have left it empty. Remove the list from the spec if it is not needed.",
             )
+        _check_lines(ids, entry.file, f"policy.lists[{index}].file")
         lists.append(replace(entry, ids=ids))
+        _check_lengths(spec, lists[-1], f"policy.lists[{index}].file")
     return replace(spec, policy=replace(spec.policy, lists=lists))
+
+
+def _check_lengths(spec: PipelineSpec, entry: EntityList, path: str) -> None:
+    """Raise `SpecError` for an id that no transaction can have. The message has no id, as it may be sensitive."""
+    most = spec.transaction.fields[spec.entities[entry.entity].field].max_length
+    if long := [number for number, each in enumerate(entry.ids, 1) if len(each) > most]:
+        raise SpecError(
+            f"{len(long)} of {len(entry.ids)} ids, the first of them number {long[0]}, are longer than the "
+            f"{most} characters that the field of {entry.entity!r} may have",
+            path=path,
+        )
+
+
+def _check_lines(lines: list[str], file: str, path: str) -> None:
+    """Raise `SpecError` for what looks like a table or like quoted texts: no transaction would match such ids.
+
+    Messages contain no id, as it may be sensitive.
+    """
+    hint = "The file has one id per line and nothing else. If these are the ids, write them under `ids`."
+    for separator, name in ((";", "semicolons"), (",", "commas"), ("\t", "tabs")):
+        if all(separator in line for line in lines):
+            raise SpecError(f"all lines of {file} have {name}", path=path, hint=hint)
+    if any(len(line) > 1 and line[0] == line[-1] == '"' for line in lines):
+        raise SpecError(f"{file} has ids in quotes", path=path, hint=hint)
 
 
 def _check_where(spec: PipelineSpec, where: dict[str, Condition], path: str) -> None:

@@ -135,6 +135,25 @@ def test_rows_know_nothing_of_their_neighbours(member: Member) -> None:
     assert np.array_equal(member.predict(np.ascontiguousarray(X[order])), member.predict(X)[order])
 
 
+@pytest.mark.parametrize("odd", [(np.nan,), (1e39,), (-np.inf,), (np.nan, np.inf, 1e39)])
+def test_a_row_with_odd_values_costs_no_other_row_its_score(member: Member, odd: tuple[float, ...]) -> None:
+    whole, given = member.predict(X), X.copy()
+    rows = [7, 20, 64][: len(odd)]
+    given[rows, 1] = odd
+    found = member.predict(given)
+    others = np.delete(np.arange(N), rows)
+    assert np.array_equal(found[others], whole[others])
+    for row in rows:
+        assert np.array_equal(member.predict(given[row : row + 1]), found[row : row + 1], equal_nan=True)
+
+
+def test_a_skops_model_that_fails_on_every_row_raises() -> None:
+    member = load_member("skops", skops_of(LogisticRegression()), WIDTH)
+    member._model.coef_ = None  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError):
+        member.predict(X)
+
+
 def test_inputs_are_left_as_they_are_and_their_number_is_checked(member: Member) -> None:
     given = X.copy()
     member.predict(given)

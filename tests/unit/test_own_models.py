@@ -25,12 +25,14 @@ from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.links import sigmoid
 from stream_scorer.ensemble.manifest import Platt
 from stream_scorer.errors import ArtifactError, UsageError
+from stream_scorer.features.derived import without_views
 from stream_scorer.spec.load import parse_spec
+from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.train.own.compose import Limits, compose_models, load_models
 from stream_scorer.train.own.document import read_compose_file
 from stream_scorer.train.own.report import ComposeReport
 from stream_scorer.train.recipe import TrainingSet
-from tests.support.specs import numbers_spec
+from tests.support.specs import card_spec, numbers_spec
 from tools.make_documents import make_document_schemas, make_notebook
 
 SPEC = parse_spec(numbers_spec("abc", "policy: {version: p1, review: 0.3, block: 0.8}\n"))
@@ -125,13 +127,15 @@ def described(**more: Any) -> dict[str, Any]:
     return {"name": "own", "trained_until": "1970-01-01T00:15", "members": members} | more
 
 
-def compose(folder: Path, document: dict[str, Any], data: TrainingSet = DATA, out: str = "out") -> ComposeReport:
+def compose(
+    folder: Path, document: dict[str, Any], data: TrainingSet = DATA, out: str = "out", spec: CheckedSpec = SPEC
+) -> ComposeReport:
     path = folder / "own.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     file = read_compose_file(path)
-    models = load_models(file, SPEC)
+    models = load_models(file, spec)
     return compose_models(
-        file, models, data, SPEC, folder / out, limits=Limits(64, 1e4), clock=FixedClock(),
+        file, models, data, spec, folder / out, limits=Limits(64, 1e4), clock=FixedClock(),
         on_progress=lambda *_: None,
     )  # fmt: skip
 
@@ -290,6 +294,34 @@ def test_a_member_without_a_score_for_missing_features_is_refused(folder: Path) 
         compose(folder, document, data)
     document["members"][0]["preprocess"] = {"b_value": {"impute": 0.0}}
     assert compose(folder, document, data).members[0].weight == 1.0
+
+
+def test_a_member_without_a_score_while_features_are_not_available_is_refused(folder: Path) -> None:
+    """No history contains such rows: every feature of a history is computed."""
+    spec = parse_spec(
+        card_spec(
+            "derived:\n  - {name: a_value, function: value, of: [a]}\n"
+            "  - {name: share, function: ratio, of: [amount, card.count_1d]}\n"
+            "  - {name: share_log, function: log1p, of: [share]}\n",
+            a="number",
+        )
+    )
+    assert spec.features == ["card.count_1d", "a_value", "share", "share_log"]
+    assert np.array_equal(
+        without_views(spec, np.array([[3.0, 5.0, 0.5, 1.0]])), [[np.nan, 5.0, np.nan, np.nan]], equal_nan=True
+    )
+    x = np.random.default_rng(5).normal(size=(ROWS, 4))
+    data = TrainingSet(x, spec.features, DATA.label, DATA.event_time, event_id=DATA.event_id)
+    model = LogisticRegression().fit(x, DATA.label)
+    (folder / "views.skops").write_bytes(dumps(model))
+    write_expected(folder / "views.parquet", DATA.event_id, model.predict_proba(x)[:, 1])
+    described_member = {"name": "one", "model": "views.skops", "expected": "views.parquet", "inputs": spec.features}
+    document = described(members=[described_member])
+    wrong = r"members\[0\]\.model: gives no probability while features .*\n.*card.count_1d, share, share_log: add"
+    with pytest.raises(UsageError, match=wrong):
+        compose(folder, document, data, spec=spec)
+    described_member["preprocess"] = {name: {"impute": 0.0} for name in ("card.count_1d", "share", "share_log")}
+    assert compose(folder, document, data, spec=spec).members[0].weight == 1.0
 
 
 def test_the_schema_accepts_the_example_and_rejects_an_unknown_key() -> None:

@@ -32,7 +32,7 @@ from stream_scorer.pipeline.card_alerts import evidence_rows
 from stream_scorer.pipeline.decode import Decode
 from stream_scorer.pipeline.enrich import Enrich, EnrichInProcess
 from stream_scorer.pipeline.in_flight import InFlight
-from stream_scorer.pipeline.policy import unused_policy
+from stream_scorer.pipeline.policy import turned_segments, unused_policy
 from stream_scorer.pipeline.publish import DEAD_LETTER_HEAD_BYTES
 from stream_scorer.pipeline.score import Scoring
 from stream_scorer.positions import SourcePartition, Span
@@ -679,6 +679,19 @@ def test_thresholds_of_the_spec_that_a_version_does_not_use_are_found(
     own = Thresholds("fit-fitted" if "fit" in policy else "p1", 0.3, 0.8)
     manifest = msgspec.structs.replace(ensemble.manifest, thresholds=own, quorum=0.4)
     assert unused_policy(with_policy(policy).spec, manifest) == expected
+
+
+@pytest.mark.parametrize(
+    ("review", "block", "turned"),
+    [(0.2, 0.8, True), (0.05, 0.8, False), (0.5, 0.9, False), (0.3, 0.7, True), (0.3, 0.4, False)],
+)
+def test_segments_that_become_laxer_by_fitted_thresholds_are_named(
+    review: float, block: float, turned: bool, ensemble: Ensemble
+) -> None:
+    manifest = msgspec.structs.replace(ensemble.manifest, thresholds=Thresholds("p1-fitted", 0.1, 0.6))
+    segment = f"{{name: web, where: {{channel: {{in: [online]}}}}, review: {review}, block: {block}}}"
+    spec = with_policy(f"{{version: p1, review: 0.3, block: 0.8, segments: [{segment}]}}").spec
+    assert turned_segments(spec, manifest) == ["web"] * turned
 
 
 def test_segments_have_thresholds_and_lists_decide_before_them(

@@ -165,6 +165,26 @@ def test_an_empty_list_is_refused(tmp_path: Path, content: str) -> None:
         parse_spec(edited(lambda d: d["policy"].update(lists=[entity_list(ids=[])])))
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("account;reason\nc-1;stolen\n", "all lines of ids have semicolons"),
+        ("c-1,c-2\n", "all lines of ids have commas"),
+        ('account\n"c-1"\n', "ids has ids in quotes"),
+        ("c-1\n" + "c" * 65, "1 of 2 ids, the first of them number 2, are longer than the 64 characters"),
+    ],
+)
+def test_a_list_that_matches_nobody_is_refused(tmp_path: Path, content: str, what: str) -> None:
+    (tmp_path / "ids").write_text(content, encoding="utf-8")
+    text = edited(lambda d: d["policy"].update(lists=[entity_list(ids=[], file="ids")]))
+    with pytest.raises(SpecError, match=what) as raised:
+        parse_spec(text, tmp_path)
+    assert "c-1" not in str(raised.value)
+    ids = ["c-1;x", '"c-2"']
+    checked = parse_spec(edited(lambda d: d["policy"].update(lists=[entity_list(ids=ids)])))
+    assert checked.spec.policy.lists[0].ids == ids
+
+
 def test_broken_yaml_names_the_line() -> None:
     with pytest.raises(SpecError, match="not valid YAML at line 2"):
         parse_spec("name: cards\n  version: 1\n")

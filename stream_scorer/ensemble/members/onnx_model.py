@@ -67,8 +67,10 @@ class OnnxMember:
         return in_blocks(lambda block: self._run(block).reshape(ROWS, -1)[:, -1], inputs)
 
     def _run(self, block: NDArray[np.float64]) -> NDArray[np.float64]:
+        with np.errstate(over="ignore"):  # a value that float32 cannot hold becomes infinite
+            inputs: NDArray[Any] = block.astype(self._type)
         try:
-            (output,) = self._session.run([self._output], {self._input: block.astype(self._type)})
+            (output,) = self._session.run([self._output], {self._input: inputs})
         except Exception as error:
             raise ArtifactError(f"{_FORMAT}: cannot be run: {_first_line(error)}") from None
         return np.asarray(output, np.float64)

@@ -6,11 +6,13 @@ import io
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_scorer.arrays import Bools
 from stream_scorer.ensemble.members.fixed_batch import in_blocks
 from stream_scorer.errors import ArtifactError, install_hint
 
@@ -32,6 +34,8 @@ _TRUSTED = {
 }
 # A pipeline in a column transformer in a pipeline has a depth of 12.
 _MAX_DEPTH = 16
+# Trees read float32. Infinite values are larger, too.
+_LARGEST = float(np.finfo(np.float32).max)
 _HINT = "scikit-learn linear models, networks, and forests and boosting of its plain trees are supported; or use ONNX."
 
 
@@ -85,7 +89,28 @@ class SkopsMember:
         """See `Member.predict`."""
         if inputs.shape[1] != self._n_inputs:
             raise ValueError(f"{inputs.shape[1]} inputs for a model of {self._n_inputs}")
-        return in_blocks(lambda block: self._model.predict_proba(block)[:, 1], inputs)
+        return in_blocks(self._predict_block, inputs)
+
+    def _predict_block(self, block: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probabilities ``(ROWS,)``; NaN for the rows with values that the model does not accept.
+
+        scikit-learn refuses a whole array for one of them. Raises what the model raises if other rows fail as well.
+        """
+        try:
+            return self._probabilities(block)
+        except Exception:
+            huge: Bools = np.logical_or.reduce(np.abs(block) > _LARGEST, axis=1)
+            missing: Bools = np.logical_or.reduce(np.isnan(block), axis=1)
+            for refused in (huge, missing, huge | missing):
+                with suppress(Exception):
+                    # The other rows alone: so a row's score does not depend on the rows of its block.
+                    found = self._probabilities(np.where(refused[:, None], 0.0, block))
+                    found[refused] = np.nan
+                    return found
+            raise
+
+    def _probabilities(self, block: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.array(self._model.predict_proba(block)[:, 1], np.float64)
 
 
 def _check_zip(data: bytes) -> None:

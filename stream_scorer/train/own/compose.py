@@ -30,9 +30,11 @@ from stream_scorer.ensemble.manifest import (
     Thresholds,
     Training,
 )
+from stream_scorer.ensemble.members.fixed_batch import ROWS
 from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.ensemble.probabilities import keep_probabilities
 from stream_scorer.errors import UsageError, install_hint
+from stream_scorer.features.derived import without_views
 from stream_scorer.quality import roc_auc
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.spec.training import CalibratorName
@@ -137,6 +139,7 @@ def compose_models(
         on_progress(f"checking {model.node.name}", index, steps)
         prepare = _preparer(spec, model, features)
         raw.append(_predict(file, index, model, prepare, features))
+        _check_without_views(file, index, model, spec, features[:ROWS])
         agreements, took = _check(file, index, model, prepare, data, slices.weights, limits)
         checked.append(_Checked(agreements, took, _doubts(raw[-1], data.label, slices)))
     on_progress("fitting", len(models), steps)
@@ -209,6 +212,25 @@ def _predict(
             _missing_hint(model, prepare(rows)[np.isnan(probability)]),
         )
     return probability
+
+
+def _check_without_views(file: ComposeFile, index: int, model: OwnModel, spec: CheckedSpec, features: Floats) -> None:
+    """Raise `UsageError` if the member has no probability for rows ``(n, k)`` whose view features are missing.
+
+    This is what a scorer reads at its start and while Redis does not answer, and no history contains it.
+    """
+    inputs = _preparer(spec, model, without_views(spec, features))(np.arange(len(features)))
+    try:
+        wrong = keep_probabilities(np.array(model.member.predict(inputs), np.float64))
+    except Exception:  # as in `_predict`
+        wrong = len(inputs)
+    if wrong:
+        raise file.wrong(
+            f"members[{index}].model",
+            "gives no probability while features are not available: at each start of a scorer, and during an outage of "
+            "Redis, all features of views are missing",
+            _missing_hint(model, inputs),
+        )
 
 
 def _missing_hint(model: OwnModel, inputs: Floats) -> str:
