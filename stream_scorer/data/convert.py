@@ -24,7 +24,6 @@ from stream_scorer.data.cells import (
 from stream_scorer.data.csv_file import ROW_ID, CsvFile
 from stream_scorer.errors import UsageError
 from stream_scorer.parquet import MAX_TIME_MS
-from stream_scorer.serde.files import LABEL_COLUMNS, OPTIONAL_LABEL_COLUMNS
 from stream_scorer.spec.model import CheckedSpec, FieldType, duration_ms
 
 # 2024-01-01, the day of second 0 if the user gives none.
@@ -126,8 +125,6 @@ def _labels(file: CsvFile, checked: CheckedSpec, interpretation: Interpretation,
         )
     shape = checked.spec.transaction
     owners = sorted({entity.field for entity in checked.spec.entities.values()})
-    for name in owners:
-        require_free_name(name, shape.id)
     fraud, given = (cells[order] for cells in _fraud(file, interpretation))
     kept = table.filter(pa.array(given))
     times = np.asarray(kept.column(shape.time))
@@ -141,16 +138,6 @@ def _labels(file: CsvFile, checked: CheckedSpec, interpretation: Interpretation,
         }
         | {name: kept.column(name) for name in owners}
     )
-
-
-def require_free_name(name: str, identity: str) -> None:
-    """Raise `UsageError` if the entity field `name` has the name of a column of labels with another content."""
-    taken = *LABEL_COLUMNS, *OPTIONAL_LABEL_COLUMNS
-    if name in taken and not name == identity == "event_id":
-        raise UsageError(
-            f"the entity field {name!r} has the name of a column of the labels ({', '.join(taken)})",
-            hint="Rename the column in the CSV file and the field in the spec.",
-        )
 
 
 def _repeated(ids: Any) -> int:

@@ -10,7 +10,6 @@ import yaml
 
 from stream_scorer.data.amounts import amounts_of
 from stream_scorer.data.cells import kind_of, missing
-from stream_scorer.data.convert import require_free_name
 from stream_scorer.data.csv_file import MAX_NAME_LENGTH, ROW_ID, CsvFile
 from stream_scorer.errors import UsageError
 from stream_scorer.spec import parse_spec
@@ -43,8 +42,6 @@ def draft_spec(file: CsvFile, roles: Roles, name: str) -> str:
     identity = ROW_ID if roles.id is None else file.column(roles.id, "the id")
     label = None if roles.label is None else file.column(roles.label, "the label")
     owners = {entity: file.column(column, f"entity {entity}") for entity, column in roles.entities.items()}
-    for column in owners.values():
-        require_free_name(column, identity)
     fields: dict[str, dict[str, Any]] = {identity: _id_field(file, identity, required=True)}
     derived: list[dict[str, Any]] = []
     left_out: list[str] = []

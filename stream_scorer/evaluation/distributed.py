@@ -37,7 +37,6 @@ from stream_scorer.evaluation.piece import CompletePiece, Piece, Scorer, Timing,
 from stream_scorer.evaluation.scoring import OnFeatures, OnProgress
 from stream_scorer.evaluation.sources import CHUNK, Chunk, FileSource, Source
 from stream_scorer.evaluation.store import Counts, PieceRecord, Store
-from stream_scorer.features.label_cuts import label_entities
 from stream_scorer.features.shards import Batching, EntityShard, Joiner, Part, Splitter, Values, entities_with_features
 from stream_scorer.parquet import TimeColumns, readable
 from stream_scorer.serde.columns import join_labels, slice_transactions
@@ -137,7 +136,7 @@ class BlockWorker:
         first = number * BLOCK
         stop = min(first + BLOCK, self._file.rows)
         numbers, transactions = self._file.block(first, stop, CHUNK)
-        ids = {name: transactions.entity_ids[name] for name in label_entities(self._job.checked)}
+        ids = {name: transactions.entity_ids[name] for name in self._job.checked.label_entities}
         index = Index(numbers, transactions.event_time, ids)
         shards = range(self._job.shards)
         own = [None for _ in shards] if self._own is None else self._own.split(transactions)

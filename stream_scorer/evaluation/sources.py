@@ -16,7 +16,6 @@ from stream_scorer.arrays import Bools, Ints
 from stream_scorer.evaluation.columns import TransactionFile
 from stream_scorer.evaluation.first_range import FirstRange
 from stream_scorer.evaluation.labels import KnownLabels
-from stream_scorer.features.label_cuts import label_entities
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.parquet import is_parquet
@@ -94,7 +93,7 @@ class FileSource:
         self._scored, self._warm = scored, warm
         self._none = _no_labels(checked)
         self.labels = KnownLabels(checked, as_of)
-        parts, pools = [], {name: dict[str | None, str | None]() for name in label_entities(checked)}
+        parts, pools = [], {name: dict[str | None, str | None]() for name in checked.label_entities}
         if labels is not None:
             for chunk in FileInput(labels, "labels", checked, is_label=True).chunks():
                 parts.append(_kept(self.labels.add(chunk), pools))
@@ -326,7 +325,7 @@ def _kept(labels: Labels, pools: Mapping[str, dict[str | None, str | None]]) -> 
 
 def _no_labels(checked: CheckedSpec) -> Labels:
     none = LabelDecoder(checked).decode([], np.zeros(0, np.int64))[0]
-    return replace(none, entity_ids={name: [] for name in label_entities(checked)})
+    return replace(none, entity_ids={name: [] for name in checked.label_entities})
 
 
 def _identity(path: Path) -> str:

@@ -18,20 +18,14 @@ import numpy as np
 
 from stream_scorer.arrays import Ints
 from stream_scorer.serde.decoder import Labels, Transactions
-from stream_scorer.spec.model import LABELLED, CheckedSpec
-
-
-def label_entities(checked: CheckedSpec) -> list[str]:
-    """The entities with features of labels, in declared order."""
-    labelled = {v.entity for v in checked.spec.views if LABELLED & set(v.aggregates)}
-    return [name for name in checked.spec.entities if name in labelled]
+from stream_scorer.spec.model import CheckedSpec
 
 
 class LabelCuts:
     """See the module. It counts the labels of each entity, so all labels must pass it once, in order."""
 
     def __init__(self, checked: CheckedSpec) -> None:
-        self._entities = label_entities(checked)
+        self._entities = checked.label_entities
         self._partition_entity = checked.spec.partition_entity
         self._limit = checked.spec.limits.row_entries
         self._frauds: set[int] = set()

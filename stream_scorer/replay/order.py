@@ -17,7 +17,7 @@ from stream_scorer.arrays import Ints
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.decoder import LabelDecoder, TransactionDecoder
 from stream_scorer.serde.raw import RawRecords
-from stream_scorer.spec.model import LABELLED, CheckedSpec
+from stream_scorer.spec.model import CheckedSpec
 
 # Per record, its entities that use labels (``terminal:17``); empty if there are none.
 Owners = list[tuple[str, ...]]
@@ -35,8 +35,7 @@ class Extractors:
     def __init__(self, checked: CheckedSpec) -> None:
         self._transactions = TransactionDecoder(checked)
         self._labels = LabelDecoder(checked)
-        labelled = {v.entity for v in checked.spec.views if LABELLED & set(v.aggregates)}
-        self._entities = [name for name in checked.spec.entities if name in labelled]
+        self._entities = checked.label_entities
 
     def transactions(self, records: RawRecords) -> tuple[Ints, Owners]:
         """Event times and owners of transactions."""

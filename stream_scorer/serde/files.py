@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from stream_scorer.spec.model import LABELLED, CheckedSpec
+from stream_scorer.spec.model import LABEL_COLUMNS, LABELLED, CheckedSpec
 
-LABEL_COLUMNS = ("event_id", "event_time", "label", "labelled_at")
-# The latter is a number, see `label_kinds`.
-OPTIONAL_LABEL_COLUMNS = ("source", "review_probability")
 LABEL_TIMES = ("event_time", "labelled_at")
 
 
@@ -16,7 +13,7 @@ def transaction_kinds(checked: CheckedSpec) -> dict[str, str]:
 
 
 def label_kinds(checked: CheckedSpec) -> dict[str, str]:
-    """The types of the columns of labels, by name: `LABEL_COLUMNS`, optional ones, and the ids of entities."""
+    """The types of the columns of labels, by name: `LABEL_COLUMNS`, `OPTIONAL_LABEL_COLUMNS`, and ids of entities."""
     entities = sorted({entity.field for entity in checked.spec.entities.values()})
     times = dict.fromkeys(LABEL_TIMES, "time")
     return dict.fromkeys((*LABEL_COLUMNS, "source", *entities), "string") | {"review_probability": "number"} | times

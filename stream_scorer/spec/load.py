@@ -11,8 +11,10 @@ import msgspec
 from stream_scorer.documents import NO_MAPPING, InvalidNode, convert, hint_for, load_document, parse_yaml
 from stream_scorer.errors import SpecError
 from stream_scorer.spec.model import (
+    LABEL_COLUMNS,
     LABELLED,
     MAX_VALUE,
+    OPTIONAL_LABEL_COLUMNS,
     WINDOWED,
     CheckedSpec,
     Condition,
@@ -71,6 +73,7 @@ def _check(spec: PipelineSpec) -> None:
         owner = fields.get(entity.field)
         if owner is None or owner.type != "string":
             raise SpecError(f"there is no string field {entity.field!r}", path=f"entities.{name}.field")
+        _check_free_name(entity.field, spec.transaction.id, f"entities.{name}.field")
     if spec.entities and spec.partition_entity not in spec.entities:
         raise SpecError(
             f"{spec.partition_entity!r} is not an entity",
@@ -82,6 +85,17 @@ def _check(spec: PipelineSpec) -> None:
     _check_policy(spec)
     if duration_ms(spec.monitor.pane) < 1_000:
         raise SpecError("a pane must be at least 1s", path="monitor.pane")
+
+
+def _check_free_name(name: str, identity: str, path: str) -> None:
+    """Labels contain the ids of entities: their field `name` must not be a column of labels with another content."""
+    taken = *LABEL_COLUMNS, *OPTIONAL_LABEL_COLUMNS
+    if name in taken and not name == identity == "event_id":
+        raise SpecError(
+            f"the entity field {name!r} has the name of a column of the labels ({', '.join(taken)})",
+            path=path,
+            hint="Rename the field in the spec and in the records, and the column in a CSV file.",
+        )
 
 
 def _check_roles(spec: PipelineSpec) -> None:

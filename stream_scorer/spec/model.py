@@ -25,6 +25,9 @@ LABELLED: frozenset[str] = frozenset({"label_rate", "label_count"})
 DerivedFunction = Literal[
     "value", "log1p", "ratio", "difference", "code", "hour", "weekday", "is_weekend", "is_night", "present"
 ]
+# The fields of a label, apart from the ids of entities; files may lack the optional ones.
+LABEL_COLUMNS = ("event_id", "event_time", "label", "labelled_at")
+OPTIONAL_LABEL_COLUMNS = ("source", "review_probability")
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
 Duration = Annotated[str, Meta(pattern=r"^[0-9]+(ms|s|m|h|d)$")]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -288,6 +291,12 @@ class CheckedSpec:
         time = self.spec.time
         times = [duration_ms(limit) for limit in (time.max_ahead, time.max_age, time.allowed_lateness)]
         return hashlib.sha256(msgspec.json.encode((self.feature_hash, list(self.spec.entities), times))).hexdigest()
+
+    @cached_property
+    def label_entities(self) -> list[str]:
+        """Names of the entities with features of labels, in declared order."""
+        labelled = {view.entity for view in self.spec.views if LABELLED & set(view.aggregates)}
+        return [name for name in self.spec.entities if name in labelled]
 
     @property
     def instant_label_views(self) -> list[str]:

@@ -18,8 +18,9 @@ from stream_scorer.data.cells import kind_of
 from stream_scorer.data.convert import Interpretation, convert
 from stream_scorer.data.csv_file import read_csv, spec_name_of
 from stream_scorer.data.draft import Roles, draft_spec
-from stream_scorer.errors import UsageError
+from stream_scorer.errors import SpecError, UsageError
 from stream_scorer.spec import load_spec, parse_spec
+from stream_scorer.spec.model import LABEL_COLUMNS, OPTIONAL_LABEL_COLUMNS
 
 ORDERS = """Order No.,at,Buyer,Price,Way,Items,Gift,Note,bad
 A1,2025-01-02T10:00:00,b1,10.50,card,2,true,,no
@@ -61,7 +62,7 @@ def test_an_empty_label_is_no_label_and_repeated_ids_are_counted(tmp_path: Path)
     assert convert(file, checked, Interpretation("flag", "yes"), tmp_path).unlabelled == 1
 
 
-@pytest.mark.parametrize("name", ["source", "label", "labelled_at", "event_id", "event_time"])
+@pytest.mark.parametrize("name", [*LABEL_COLUMNS, *OPTIONAL_LABEL_COLUMNS])
 def test_an_entity_cannot_have_the_name_of_a_column_of_labels(tmp_path: Path, name: str) -> None:
     file = read_csv(write(tmp_path, f"at,price,shop,{name},bad\n1,1.00,a,b,1\n"))
     with pytest.raises(UsageError, match=f"'{name}' has the name of a column of the labels"):
@@ -69,8 +70,12 @@ def test_an_entity_cannot_have_the_name_of_a_column_of_labels(tmp_path: Path, na
     document = yaml.safe_load(draft_spec(file, Roles("at", "price", entities={"shop": "shop"}), "x"))
     document |= {"derived": [], "entities": {"shop": {"field": name}}}
     document["transaction"]["fields"][name] = {"type": "string"}
-    with pytest.raises(UsageError, match=f"'{name}' has the name of a column of the labels"):
-        convert(file, parse_spec(yaml.safe_dump(document)), Interpretation("bad"), tmp_path)
+    with pytest.raises(SpecError, match=f"^entities.shop.field: .*'{name}' has the name of a column of the labels"):
+        parse_spec(yaml.safe_dump(document))
+    # The id of the transaction itself has the same content in a label.
+    document["transaction"] |= {"id": name}
+    if name == "event_id":
+        parse_spec(yaml.safe_dump(document))
 
 
 def test_a_draft_fits_long_names_long_cells_and_negative_amounts(tmp_path: Path) -> None:
