@@ -195,7 +195,7 @@ class World:
                 Commit(parts.metrics, SystemClock()),
                 Apply(store, in_flight),
                 NoteCommitted(state.note_committed),
-                Account(parts.metrics),
+                Account(parts.metrics, parts.checked),
             ]
         )
         return Processor(

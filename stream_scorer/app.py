@@ -204,7 +204,7 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
             writer.write,
             state,
             metrics,
-            checked.spec.transaction.time,
+            checked,
         )
         health.require(lambda: follower.missing)
         # Start these last, so that a scorer that fails to start never publishes a serving state.
@@ -512,16 +512,16 @@ def make_processor(
     write: Callable[[MicroBatch, Sink], None],
     state: StateManager,
     metrics: m.Metrics,
-    time_field: str | None,
+    checked: CheckedSpec | None,
 ) -> Processor:
-    """A processor of the input topics that writes what `stages` computed. Backlogs are read by `time_field`."""
+    """A processor of the input topics that writes what `stages` computed. Without a spec, it reads no times."""
     bootstrap, group, instance = settings["kafka.bootstrap"], settings["scorer.group"], settings["scorer.instance"]
     times = {}
-    if time_field is not None:
-        times = {topics.transactions: times_of(time_field), topics.labels: times_of("labelled_at")}
+    if checked is not None:
+        times = {topics.transactions: times_of(checked.spec.transaction.time), topics.labels: times_of("labelled_at")}
     producers = TransactionPair(bootstrap, f"{group}-{instance}")
     committer = Committer(
-        [Commit(metrics, SystemClock()), *after_commit, NoteCommitted(state.note_committed), Account(metrics)]
+        [Commit(metrics, SystemClock()), *after_commit, NoteCommitted(state.note_committed), Account(metrics, checked)]
     )
     return Processor(
         make_reader=lambda assigned, revoked, stopping: InputReader(

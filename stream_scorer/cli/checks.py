@@ -20,11 +20,13 @@ from stream_scorer.settings import CATALOGUE, Setting, Settings
 if TYPE_CHECKING:
     from stream_scorer.kafka.permissions import Role
     from stream_scorer.kafka.topics import TopicAdmin, Topics
+    from stream_scorer.serde.raw import RawRecords
+    from stream_scorer.spec import CheckedSpec
 
 # The same as `requires-python` in pyproject.toml.
 PYTHON_MIN, PYTHON_BELOW = (3, 11), (3, 13)
-# How many of the newest transactions per partition, and for how long, the check of record keys reads.
-KEYS_PER_PARTITION, KEYS_TIMEOUT_S = 100, 5.0
+# How many of the newest records per partition, and for how long, the checks of transactions and of labels read.
+NEWEST_PER_PARTITION, NEWEST_TIMEOUT_S = 100, 5.0
 # Of a Redis that permits this user neither CONFIG GET nor INFO.
 NO_POLICY = "answers; its maxmemory-policy cannot be read: it must be noeviction"
 
@@ -125,6 +127,7 @@ def _checks(role: Role) -> list[tuple[str, Callable[[Settings], str]]]:
         ("topics", partial(_topics, role=role)),
         ("permissions", partial(_permissions, role=role)),
         ("record keys", partial(_record_keys, role=role)),
+        ("label ids", partial(_label_ids, role=role)),
     ]
     return [*_CHECKS[:3], *of_role, *_CHECKS[3:]]
 
@@ -209,26 +212,14 @@ def _permissions(settings: Settings, role: Role) -> str:
 
 
 def _record_keys(settings: Settings, role: Role) -> str:
-    from stream_scorer.kafka.newest import newest_records
-    from stream_scorer.kafka.permissions import names_of, permissions
     from stream_scorer.serde.decoder import TransactionDecoder
     from stream_scorer.serde.record_keys import wrong_keys
-    from stream_scorer.spec import load_spec
 
-    bootstrap, spec = _wanted(settings, "kafka.bootstrap"), _wanted(settings, "scorer.spec")
-    names = names_of(settings)
-    topic = names.topics.transactions
-    if not any(found.name == topic and "Read" in found.operations for found in permissions(role, names)):
-        raise _SkippedError(f"the role {role} does not read {topic}")
-    try:
-        checked = load_spec(spec, settings["scorer.id_key"])
-        decoder = TransactionDecoder(checked)
-        if not checked.spec.entities or (entity := checked.spec.partition_entity) is None:
-            return "any, because the spec has no entities"
-        records = newest_records(bootstrap, topic, KEYS_PER_PARTITION, KEYS_TIMEOUT_S)
-    except (UsageError, BrokerUnavailable, AccessDenied) as error:
-        raise _SkippedError(error.message) from None
-    transactions, _ = decoder.decode(records.value, records.timestamp)
+    topic, checked = _readable(settings, role, "transactions")
+    if not checked.spec.entities or (entity := checked.spec.partition_entity) is None:
+        return "any, because the spec has no entities"
+    records = _newest(settings, topic)
+    transactions, _ = TransactionDecoder(checked).decode(records.value, records.timestamp)
     keys, rows = checked.pseudonyms.record_keys(records.key), transactions.row.tolist()
     wrong = wrong_keys([keys[row] for row in rows], transactions.entity_ids[entity])
     if wrong:
@@ -241,6 +232,61 @@ def _record_keys(settings: Settings, role: Role) -> str:
     return (
         f"those of the {len(rows)} newest transactions are the ids of the {entity}" if rows else "no transactions yet"
     )
+
+
+def _label_ids(settings: Settings, role: Role) -> str:
+    from stream_scorer.serde.decoder import LabelDecoder
+    from stream_scorer.serde.label_ids import MissingLabelIds
+
+    topic, checked = _readable(settings, role, "labels")
+    if not checked.label_entities:
+        return "none needed, because the spec has no features of labels"
+    records = _newest(settings, topic)
+    labels, _ = LabelDecoder(checked).decode(records.value, records.timestamp)
+    problems, fields = [], []
+    for entity, places in MissingLabelIds(checked).find(labels).items():
+        first, lacking = int(labels.row[places[0]]), labels.entity_ids[entity].count(None)
+        problems.append(
+            f"{lacking} of the {len(labels)} newest labels lack the id of their {entity}, "
+            f"such as {topic}[{records.partition[first]}] at offset {records.offset[first]}"
+        )
+        fields.append(checked.spec.entities[entity].field)
+    if problems:
+        hint = f"Let their producer send {', '.join(fields)} (docs/features.md)."
+        raise StreamScorerError("; ".join(problems), hint=hint)
+    # Too few to be a problem, see `MissingLabelIds`.
+    rest = {entity: labels.entity_ids[entity].count(None) for entity in checked.label_entities}
+    allowed = "".join(f"; {n} lack the optional id of their {entity}" for entity, n in rest.items() if n)
+    return f"those of the {len(labels)} newest labels suffice{allowed}" if len(labels) else "no labels yet"
+
+
+def _readable(settings: Settings, role: Role, topic: Literal["transactions", "labels"]) -> tuple[str, CheckedSpec]:
+    """The name of `topic`, and the spec. Skips the check if `role` does not read the topic, or the spec is wrong."""
+    from stream_scorer.kafka.permissions import names_of, permissions
+    from stream_scorer.spec import load_spec
+
+    _wanted(settings, "kafka.bootstrap")
+    spec, names = _wanted(settings, "scorer.spec"), names_of(settings)
+    name: str = getattr(names.topics, topic)
+    if not any(found.name == name and "Read" in found.operations for found in permissions(role, names)):
+        raise _SkippedError(f"the role {role} does not read {name}")
+    try:
+        checked = load_spec(spec, settings["scorer.id_key"])
+        _ = checked.pseudonyms  # raises if the secret of hashed ids is missing
+    except UsageError as error:
+        raise _SkippedError(error.message) from None
+    return name, checked
+
+
+def _newest(settings: Settings, topic: str) -> RawRecords:
+    """The newest records of `topic`. Skips the check if they cannot be read."""
+    from stream_scorer.kafka.newest import newest_records
+
+    bootstrap = _wanted(settings, "kafka.bootstrap")
+    try:
+        return newest_records(bootstrap, topic, NEWEST_PER_PARTITION, NEWEST_TIMEOUT_S)
+    except (UsageError, BrokerUnavailable, AccessDenied) as error:
+        raise _SkippedError(error.message) from None
 
 
 def _redis(settings: Settings) -> str:

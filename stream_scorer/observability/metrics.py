@@ -55,6 +55,13 @@ WRONG_KEYS = Metric(
     "stream_scorer_wrong_keys_total",
     "Transactions whose record key is not the id of the partition entity: its features may lack or double events.",
 )
+LABELS_WITHOUT_ENTITY = Metric(
+    "counter",
+    "stream_scorer_labels_without_entity_total",
+    "Labels that lack the id of an entity with features of labels, and so do not change these features. If the field "
+    "is optional, only from the hundredth such label in a row on.",
+    ("entity",),
+)
 DEGRADED = Metric(
     "counter", "stream_scorer_degraded_total", "Transactions scored with degraded inputs, by reason.", ("reason",)
 )
@@ -161,6 +168,7 @@ SCORER_METRICS: tuple[Metric, ...] = (
     DEAD_LETTERS,
     DUPLICATES,
     WRONG_KEYS,
+    LABELS_WITHOUT_ENTITY,
     DEGRADED,
     FEATURE_AGE,
     COMMITS,

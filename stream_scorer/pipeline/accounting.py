@@ -13,6 +13,7 @@ from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.availability import REASONS
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.records import DECISIONS, FEATURES_PARTIAL, FEATURES_STALE
+from stream_scorer.spec.model import CheckedSpec
 
 _log = logging.getLogger(__name__)
 # How often to log that record keys are wrong.
@@ -23,6 +24,12 @@ _KEYS = (
     "features_stale now includes these features while other partitions lag, until this scorer restarts"
 )
 
+_LABELS = (
+    "%d of %d labels lack the id of the entity %s, such as %s[%d] at offset %d: they do not change its label_rate and "
+    "label_count, which have the status fresh all the same. Let the producer of the labels send the field %s "
+    "(docs/topics.md). The metric stream_scorer_labels_without_entity_total counts further ones"
+)
+
 
 class Account:
     """The last step of every batch."""
@@ -30,9 +37,13 @@ class Account:
     name = "account"
     scoring_only = False
 
-    def __init__(self, metrics: m.Metrics) -> None:
+    def __init__(self, metrics: m.Metrics, checked: CheckedSpec | None) -> None:
+        """Without a spec, records are copied and not decoded."""
         self._metrics = metrics
         self._keys_logged_at = -KEYS_EVERY_S
+        self._fields = {n: checked.spec.entities[n].field for n in checked.label_entities} if checked else {}
+        self._labels_logged: set[str] = set()
+        metrics.begin(m.LABELS_WITHOUT_ENTITY, self._fields)
         metrics.begin(m.DEAD_LETTERS, RECORD_CODES)
         metrics.begin(m.DEGRADED, [*filter(None, REASONS.values()), FEATURES_STALE, FEATURES_PARTIAL])
         metrics.begin(m.TRANSACTIONS, DECISIONS)
@@ -41,6 +52,8 @@ class Account:
         """Count the batch."""
         if batch.scoring and batch.wrong_keys:
             self._report_keys(batch)
+        if batch.scoring:
+            self._report_labels(batch)
         _count(self._metrics, batch)
 
     def _report_keys(self, batch: MicroBatch) -> None:
@@ -53,6 +66,18 @@ class Account:
         of, rows = batch.transactions, batch.events.transactions.row
         first = int(rows[batch.wrong_keys[0]])
         _log.warning(_KEYS, len(batch.wrong_keys), len(rows), of.topic, of.partition[first], of.offset[first])
+
+    def _report_labels(self, batch: MicroBatch) -> None:
+        for entity, places in batch.labels_without.items():
+            self._metrics.count(m.LABELS_WITHOUT_ENTITY, len(places), entity)
+            if entity in self._labels_logged:
+                continue
+            self._labels_logged.add(entity)
+            assert batch.events is not None
+            of, rows = batch.labels, batch.events.labels.row
+            first = int(rows[places[0]])
+            at = of.topic, of.partition[first], of.offset[first]
+            _log.warning(_LABELS, len(places), len(rows), entity, *at, self._fields[entity])
 
 
 def _count(metrics: m.Metrics, batch: MicroBatch) -> None:

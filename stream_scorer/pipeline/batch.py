@@ -89,6 +89,7 @@ class MicroBatch:
         scoring: false for a catch-up batch, whose records were scored before and only bring the rows up to date.
         events, dead: set by decode. output_keys: likewise, the keys of what each record of `transactions` yields.
         wrong_keys: likewise, the places in `events` of transactions whose key is not the id of the partition entity.
+        labels_without: likewise, by entity, the places in `events.labels` that should have its id and have none.
         enriched: by enrich. decided: by score. transaction: by publish. committed_at: epoch ms, set by commit.
         seconds: wall time by stage.
     """
@@ -102,6 +103,7 @@ class MicroBatch:
     dead: list[DeadLetter] = field(default_factory=list)
     output_keys: Sequence[bytes | None] = ()
     wrong_keys: list[int] = field(default_factory=list)
+    labels_without: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     enriched: Enriched | None = None
     decided: BatchDecisions | None = None
     transaction: OpenTransaction | None = None

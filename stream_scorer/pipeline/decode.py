@@ -9,6 +9,7 @@ from stream_scorer.features.engine import EventBatch
 from stream_scorer.pipeline.batch import DeadLetter, MicroBatch
 from stream_scorer.positions import Span
 from stream_scorer.serde.decoder import LabelDecoder, Rejected, TransactionDecoder, Transactions
+from stream_scorer.serde.label_ids import MissingLabelIds
 from stream_scorer.serde.raw import MAX_ENVELOPE_BYTES, RawRecords, headers_size
 from stream_scorer.serde.record_keys import wrong_keys
 from stream_scorer.spec.model import CheckedSpec
@@ -23,6 +24,7 @@ class Decode:
     def __init__(self, checked: CheckedSpec) -> None:
         self._transactions = TransactionDecoder(checked)
         self._labels = LabelDecoder(checked)
+        self._missing_ids = MissingLabelIds(checked)
         self._pseudonyms = checked.pseudonyms
         self._partition_entity = checked.spec.partition_entity if checked.spec.entities else None
         # Whether a transaction came whose key is not the id of the partition entity. It stays so until a restart: such
@@ -30,9 +32,10 @@ class Decode:
         self._found_wrong_key = False
 
     def process(self, batch: MicroBatch) -> None:
-        """Set `batch.events`, `batch.dead`, `batch.output_keys` and `batch.wrong_keys`."""
+        """Set `batch.events`, `batch.dead`, `batch.output_keys`, `batch.wrong_keys` and `batch.labels_without`."""
         transactions, bad = self._decode_transactions(batch.transactions)
         labels, bad_labels = self._labels.decode(batch.labels.value, batch.labels.timestamp)
+        batch.labels_without = self._missing_ids.find(labels)
         batch.dead = [DeadLetter(batch.transactions, row, error) for row, error in bad]
         batch.dead += [DeadLetter(batch.labels, row, error) for row, error in bad_labels]
         transaction_span = _spans(batch.transactions, batch.spans)[transactions.row]

@@ -322,6 +322,7 @@ def test_checks_of_services_that_are_gone_fail_without_their_passwords(tmp_path:
         "topics": "skipped",
         "permissions": "skipped",
         "record keys": "skipped",
+        "label ids": "skipped",
         "redis": "failed",
         "mlflow": "failed",
         "ensemble": "failed",

@@ -1,7 +1,8 @@
-"""`doctor` compares the keys of the newest transactions with the ids of the partition entity."""
+"""`doctor` looks at the newest records: keys that are not the id of the partition entity, labels that lack an id."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_doctor_finds_record_keys_that_are_not_the_id_of_the_partition_entity(tm
 
     def check() -> str:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checks, "KEYS_PER_PARTITION", 10)
+            patch.setattr(checks, "NEWEST_PER_PARTITION", 10)
             try:
                 return checks._record_keys(settings, "scorer")
             except StreamScorerError as error:
@@ -52,3 +53,33 @@ def test_doctor_finds_record_keys_that_are_not_the_id_of_the_partition_entity(tm
     assert producer.flush(10) == 0
     assert "1 of the 20 newest transactions" in (found := check())
     assert "transactions[3] at offset 0" in found
+
+
+def test_doctor_finds_labels_without_an_id_that_features_need(tmp_path: Path) -> None:
+    producer = Producer({"bootstrap.servers": "memory", "test.mock.num.brokers": 1, "log_level": 0})
+    (broker,) = producer.list_topics(timeout=10).brokers.values()
+    flags = {"kafka.bootstrap": f"{broker.host}:{broker.port}", "scorer.spec": str(CARDS)}
+    settings = load_settings(flags, environment={}, directory=tmp_path)
+    optional = tmp_path / "optional.yaml"
+    text = CARDS.read_text(encoding="utf-8")
+    optional.write_text(text.replace("terminal_id: {", "terminal_id: {optional: true, "))
+    time = 1_767_225_600_000
+
+    def send(number: int, partition: int, **ids: str) -> None:
+        document = {"event_id": f"t{number}", "event_time": time, "label": "fraud", "labelled_at": time, "source": "a"}
+        producer.produce("labels", json.dumps(document | ids), partition=partition, timestamp=time)
+        assert producer.flush(10) == 0
+
+    for number in range(6):
+        # No feature of labels needs the customer.
+        send(number, number % 2, terminal_id="s-4")
+    assert checks._label_ids(settings, "scorer") == "those of the 6 newest labels suffice"
+    send(6, 3, customer_id="c-17")
+    with pytest.raises(StreamScorerError) as error:
+        checks._label_ids(settings, "scorer")
+    expected = "1 of the 7 newest labels lack the id of their terminal, such as labels[3] at offset 0"
+    assert error.value.message == expected
+    assert "terminal_id" in error.value.hint
+    settings = load_settings(flags | {"scorer.spec": str(optional)}, environment={}, directory=tmp_path)
+    found = checks._label_ids(settings, "scorer")
+    assert found == "those of the 7 newest labels suffice; 1 lack the optional id of their terminal"

@@ -21,6 +21,7 @@ from stream_scorer.observability.metrics import (
     DEGRADED,
     END_TO_END,
     FALLBACKS,
+    LABELS_WITHOUT_ENTITY,
     PROCESS_METRICS,
     STAGE_SECONDS,
     WRONG_KEYS,
@@ -33,6 +34,7 @@ from stream_scorer.pipeline.batch import BatchDecisions, MicroBatch
 from stream_scorer.pipeline.commit import Commit
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.serde.raw import RawRecords
+from tests.support.stages import CHECKED
 
 BOUNDS = (0.01, 0.05, 0.2, 1.0)
 NOW = 1_700_000_000_000
@@ -143,7 +145,7 @@ def committed(timestamps: list[int], rows: list[int], committed_at: int | None) 
 
 def test_end_to_end_is_from_the_record_timestamp_to_the_commit_of_each_scored_transaction() -> None:
     metrics = Metrics()
-    account = Account(metrics)
+    account = Account(metrics, CHECKED)
     # The third is a dead letter; the fourth has no timestamp; the last one comes from a clock that is ahead.
     batch = committed([NOW - 25, NOW - 400, NOW - 9_000, -1, NOW + 50], [0, 1, 3, 4], NOW)
     account.process(batch)
@@ -156,14 +158,15 @@ def test_end_to_end_is_from_the_record_timestamp_to_the_commit_of_each_scored_tr
 
 def test_a_batch_that_was_not_committed_has_no_end_to_end_latency() -> None:
     metrics = Metrics()
-    Account(metrics).process(committed([NOW - 25], [0], None))
+    Account(metrics, CHECKED).process(committed([NOW - 25], [0], None))
     assert samples(metrics.registry)[f"{END_TO_END.name}_count", ()] == 0
 
 
 def test_counters_of_events_exist_before_the_first_event_so_that_their_increase_shows_it() -> None:
     metrics = Metrics()
-    Account(metrics)
+    Account(metrics, CHECKED)
     seen = samples(metrics.registry)
+    assert seen[LABELS_WITHOUT_ENTITY.name, (("entity", "terminal"),)] == 0
     codes = {labels[0][1] for (name, labels), value in seen.items() if name == DEAD_LETTERS.name and value == 0}
     assert codes == set(RECORD_CODES)
     reasons = {labels[0][1] for (name, labels), value in seen.items() if name == DEGRADED.name and value == 0}
@@ -172,7 +175,7 @@ def test_counters_of_events_exist_before_the_first_event_so_that_their_increase_
 
 def test_wrong_record_keys_are_counted_and_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics()
-    account = Account(metrics)
+    account = Account(metrics, CHECKED)
     batch = committed([NOW] * 4, [0, 2, 3], NOW)
     batch.wrong_keys = [1, 2]
     for _ in range(2):
@@ -181,6 +184,23 @@ def test_wrong_record_keys_are_counted_and_logged_now_and_then(caplog: pytest.Lo
     (line,) = caplog.messages
     assert "2 of 3 transactions" in line
     assert "transactions[0] at offset 2" in line
+
+
+def test_labels_without_an_id_are_counted_and_logged_once_per_entity(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics()
+    account = Account(metrics, CHECKED)
+    batch = committed([], [], NOW)
+    batch.labels = RawRecords("labels", np.zeros(3, np.int32), np.arange(7, 10), np.full(3, NOW), [None] * 3, [b""] * 3)
+    cast(Any, batch.events).labels = SimpleNamespace(row=np.array([0, 2]))
+    batch.labels_without = {"terminal": np.array([1])}
+    for _ in range(2):
+        account.process(batch)
+    batch.scoring = False  # they were counted when they were scored
+    account.process(batch)
+    assert samples(metrics.registry)[LABELS_WITHOUT_ENTITY.name, (("entity", "terminal"),)] == 2
+    (line,) = caplog.messages
+    assert "1 of 2 labels lack the id of the entity terminal, such as labels[0] at offset 9" in line
+    assert "the field terminal_id" in line
 
 
 @pytest.mark.parametrize(
