@@ -301,6 +301,8 @@ class Processor:
         if not self._committer.drain(deadline):
             _log.warning("partitions are revoked while a commit is under way: its outcome is looked up on return")
         self._metrics.set(m.PARTITIONS, 0)
+        # An assignment follows, also for a spare, which gets no partition. If none follows, this scorer is not ready.
+        self._waits_for = "waiting for partitions: the consumer group is rebalancing"
         if lost:
             self._waits_for = "waiting for partitions: Kafka did not answer in time, or the consumer was replaced"
             _log.warning("partitions were lost: this scorer sent no heartbeat in time, or its consumer was replaced")

@@ -71,7 +71,8 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> tuple[Processor, Away, Metrics, li
 
     nothing = SimpleNamespace(
         check=lambda: "", start=start, close=lambda: None, restore=restore, stop=lambda _deadline: None,
-        idle=lambda: None, updates_wait=False, availability=SimpleNamespace(readiness=(True, "serving")),
+        idle=lambda: None, forget=lambda: None, updates_wait=False,
+        availability=SimpleNamespace(readiness=(True, "serving")),
     )  # fmt: skip
     metrics = Metrics()
     made: list[Away] = []
@@ -106,6 +107,26 @@ def test_it_is_not_ready_before_lookups_succeed_again(parts: Any) -> None:
     assert states[5][1].startswith("waiting for partitions: Kafka did not answer in time")
     assert reader.sought == [{SOURCE: 5}]
     assert metrics.registry.get_sample_value(RESYNCS.name, {"cause": "broker_unavailable"}) == 3
+
+
+def test_it_is_not_ready_between_a_revoke_and_the_next_assignment_and_a_spare_is(parts: Any) -> None:
+    processor, reader, _, _ = parts
+    states: list[tuple[bool, str]] = []
+
+    def revoke() -> None:
+        reader.on_revoked(False)
+        reader.owned = []
+
+    def look() -> None:
+        states.append(processor.ready())
+
+    reader.events = [lambda: reader.on_assigned([SOURCE]), look, revoke, look, lambda: reader.on_assigned([]), look]
+    processor.run(reader.stop, beat=lambda: None)
+    assert states == [
+        (True, "serving"),
+        (False, "waiting for partitions: the consumer group is rebalancing"),
+        (True, "spare: no partition is assigned"),
+    ]
 
 
 def test_brokers_that_refuse_the_client_end_the_scorer(parts: Any) -> None:
