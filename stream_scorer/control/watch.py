@@ -27,11 +27,11 @@ from stream_scorer.control.probation import (
     comparisons,
     raised,
 )
-from stream_scorer.control.state import History
+from stream_scorer.control.state import Entry, History
 from stream_scorer.control.summary_reader import BEFORE_MS, SummaryReader
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, verdict_record
-from stream_scorer.errors import ReaderLost, StreamScorerError
+from stream_scorer.errors import ReaderLost, StreamScorerError, UnavailableError
 from stream_scorer.observability.metrics import Metric, Metrics
 from stream_scorer.records import Action, Command, IncidentKind
 
@@ -43,6 +43,8 @@ ACTIONS: tuple[Action, ...] = ("rollback", "stop", "confirm", "canary", "promote
 # If incidents of ended comparisons could not be closed, that is tried again after this time. It may wait for the broker
 # for long, and delays commands meanwhile.
 CLOSE_AGAIN_S = 60.0
+# A command that Kafka refused, for example because an ACL is missing, is submitted again after this time.
+SUBMIT_AGAIN_S = 15.0
 # Incidents of these kinds pause the ladder of a canary: something other than the canary may move its alerts.
 PAUSING: tuple[IncidentKind, ...] = ("drift", "feed", "latency", "errors", "breaker")
 # These delay a confirmation too: transactions without a member that failed are left out of the comparison, so the
@@ -139,6 +141,14 @@ class WatchParts:
     scorers: Statuses
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Kafka refused a command: why, and when to submit it again, by the monotonic clock."""
+
+    held_back: str
+    again_at: float
+
+
 class Watch:
     """Counts the pairs in play and acts on them as `rules` allow.
 
@@ -167,6 +177,7 @@ class Watch:
         self._close_at = float("-inf")
         # Findings that are reported and need a person: each is logged once.
         self._reported: set[tuple[Comparison | Withdrawal, Action, str]] = set()
+        self._refusals: dict[tuple[Comparison | Withdrawal, Action], _Refusal] = {}
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None] = lambda: None) -> None:
         """Watch until `stop`, then close the logs. Calls `on_ready` after each step.
@@ -229,17 +240,11 @@ class Watch:
         if withdrawal not in withdrawals(self._history):  # see `_judge`: a person may have kept it as a shadow
             return
         hold = self._history.states[withdrawal.ensemble].hold
-        held_back = "monitor.mode is propose" if self._rules.mode == "propose" else ""
+        held_back = "needs a person: monitor.mode is propose" if self._rules.mode == "propose" else ""
         if hold is not None:
-            held_back = f"{hold.who} put a hold on it ({hold.why})"
-        reported: tuple[Comparison | Withdrawal, Action, str] = (withdrawal, "stop", held_back)
-        if held_back:
-            if reported not in self._reported:
-                _log.warning("stop %s is due, needs a person: %s: %s", withdrawal.ensemble, held_back, why)
-                self._reported.add(reported)
-            return
-        self._submit(
-            withdrawal.ensemble,
+            held_back = f"needs a person: {hold.who} put a hold on it ({hold.why})"
+        held_back = held_back or self._submit(
+            withdrawal,
             "stop",
             why,
             lambda offset: Command(
@@ -253,6 +258,10 @@ class Watch:
                 version=withdrawal.version,
             ),
         )
+        reported: tuple[Comparison | Withdrawal, Action, str] = (withdrawal, "stop", held_back)
+        if held_back and reported not in self._reported:
+            _log.warning("stop %s is due, %s: %s", withdrawal.ensemble, held_back, why)
+            self._reported.add(reported)
 
     def _follow_labels(self) -> None:
         """See `LabelWatch`. What fails there must not prevent a command, and is tried again."""
@@ -281,6 +290,7 @@ class Watch:
         """Forget all pairs except `found`."""
         for comparison in [comparison for comparison in self._counting if comparison not in found]:
             self._counting.pop(comparison).close()
+            self._refusals = {key: refusal for key, refusal in self._refusals.items() if key[0] != comparison}
             labels = _labels_of(comparison)
             for direction in ("rise", "fall"):
                 self._metrics.remove(EVIDENCE, *labels, direction)
@@ -309,9 +319,14 @@ class Watch:
         elif finding == "harmless":
             due = after_harmless(self._history.states[comparison.ensemble], comparison)
         held_back = self._held_back(comparison, due) if due is not None else ""
+        submitted = False
+        if due is not None and not held_back and (comparison, due) in self._refusals:
+            # Before anything is reported: if Kafka refuses it again, the verdict and the incident stay as they are.
+            held_back = self._submit_for(counts, due)
+            submitted = not held_back
         self._publish(counts, due, held_back)
         if due is not None:
-            self._act(counts, due, held_back)
+            self._act(counts, due, held_back, submitted=submitted)
         return due
 
     def _publish(self, counts: ComparisonCounts, due: Action | None, held_back: str) -> None:
@@ -363,8 +378,11 @@ class Watch:
         signals = [each.id for each in found if each.kind in kinds]
         return f"paused while incidents are open: {', '.join(signals)}" if signals else ""
 
-    def _act(self, counts: ComparisonCounts, action: Action, why: str) -> None:
-        """Submit the command, or log `why` it is held back. Either way, a changed number of alerts is an incident."""
+    def _act(self, counts: ComparisonCounts, action: Action, why: str, *, submitted: bool) -> None:
+        """Submit the command unless it is `submitted`, or log `why` it is held back.
+
+        Either way, a changed number of alerts is an incident. If Kafka refuses the command, the next step reports it.
+        """
         comparison = counts.comparison
         if (comparison, action, why) in self._reported:
             return
@@ -374,12 +392,43 @@ class Watch:
             if reported:
                 self._reported.add((comparison, action, why))
             return
-        self._submit(
-            comparison.ensemble, action, counts.summary(), lambda offset: self._command(counts, action, offset)
+        if not submitted:
+            self._submit_for(counts, action)
+
+    def _submit_for(self, counts: ComparisonCounts, action: Action) -> str:
+        """See `_submit`."""
+        return self._submit(
+            counts.comparison, action, counts.summary(), lambda offset: self._command(counts, action, offset)
         )
 
-    def _submit(self, ensemble: str, action: Action, why: str, make: Callable[[int], Command]) -> None:
-        entry = submit(self._log, self._history, make)
+    def _submit(self, about: Comparison | Withdrawal, action: Action, why: str, make: Callable[[int], Command]) -> str:
+        """Submit the command that `make` returns. The result is empty, or the reason why Kafka refuses the command.
+
+        A command that Kafka refused is not submitted before `SUBMIT_AGAIN_S` have passed. Counting goes on meanwhile.
+
+        Raises:
+            BrokerUnavailable: the command may or may not be in the log. Another watch reads the log first.
+            ReaderLost: see `run`.
+        """
+        refusal = self._refusals.pop((about, action), None)
+        if refusal is None or self._clock.monotonic() >= refusal.again_at:
+            try:
+                entry = submit(self._log, self._history, make)
+            except (ReaderLost, UnavailableError):
+                raise
+            except StreamScorerError as error:
+                refusal = _Refusal(
+                    f"needs a person: Kafka refuses the command: {error.message}",
+                    self._clock.monotonic() + SUBMIT_AGAIN_S,
+                )
+            else:
+                self._note(entry, about.ensemble, action, why)
+                return ""
+        self._refusals[about, action] = refusal
+        return refusal.held_back
+
+    def _note(self, entry: Entry, ensemble: str, action: Action, why: str) -> None:
+        """Count and log a command that is in the log."""
         if entry.refused:
             _log.warning("%s %s is refused: %s", action, ensemble, entry.refused)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -22,7 +23,7 @@ from stream_scorer.control.timeline import served_at
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, read_verdicts
 from stream_scorer.control.watch import WATCH_METRICS, Mode, Watch, WatchRules
-from stream_scorer.errors import BrokerUnavailable, ReaderLost, StreamScorerError
+from stream_scorer.errors import AccessDenied, BrokerUnavailable, ReaderLost, StreamScorerError
 from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.kafka.follower import FollowedRecord
 from stream_scorer.observability.metrics import Metrics
@@ -192,6 +193,29 @@ def test_a_version_that_the_monitor_rolled_back_is_stopped_once_when_its_cards_s
     stop = desk.history.entries[-1].command
     assert stop is not None and stop.why.startswith("150 cards that only version 2 alerts are collected for labels")
     assert not acted_since(desk.history, "cards", stop.at - 1)
+
+
+def test_a_stop_that_kafka_refuses_needs_a_person_and_is_submitted_again(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    watch = desk.watch()
+    desk.withdraw(watch)
+    desk.shadow(range(1_000, 1_000 + ENOUGH))
+    log, asked = watch._log, []
+    append = log.append
+
+    def refuse(key: str, value: bytes) -> int:
+        asked.append(key)
+        raise AccessDenied("no ACL")
+
+    log.append = refuse  # type: ignore[method-assign]
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            desk.steps(watch)  # 18 s each
+    assert (len(asked), desk.commands) == (2, ["rollback"])
+    assert caplog.text.count("stop cards is due, needs a person: Kafka refuses the command: no ACL: 1") == 1
+    log.append = append  # type: ignore[method-assign]
+    desk.steps(watch)
+    assert (desk.state.withdrawn, desk.commands) == (None, ["rollback", "stop"])
 
 
 def test_a_restart_counts_the_same_and_a_person_may_end_it_meanwhile() -> None:

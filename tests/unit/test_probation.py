@@ -24,8 +24,8 @@ from stream_scorer.control.state import History, Refused, follow
 from stream_scorer.control.summary_reader import BEFORE_MS
 from stream_scorer.control.verdict import Tolerances
 from stream_scorer.control.verdicts import Verdicts, verdict_record
-from stream_scorer.control.watch import CLOSE_AGAIN_S, WATCH_METRICS, Mode, Watch, WatchRules
-from stream_scorer.errors import AccessDenied, BrokerUnavailable, ReaderLost, StreamScorerError
+from stream_scorer.control.watch import CLOSE_AGAIN_S, SUBMIT_AGAIN_S, WATCH_METRICS, Mode, Watch, WatchRules
+from stream_scorer.errors import AccessDenied, BrokerUnavailable, ReaderLost, StreamScorerError, UsageError
 from stream_scorer.incidents.log import IncidentLog
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.pipeline.summarise import halve
@@ -293,6 +293,15 @@ class Clock:
 
     def monotonic(self) -> float:
         return 5.0
+
+
+class Moving(Clock):
+    """A clock whose monotonic time a test moves."""
+
+    now_s = 5.0
+
+    def monotonic(self) -> float:
+        return self.now_s
 
 
 class Desk:
@@ -595,12 +604,6 @@ def test_a_version_is_not_confirmed_by_the_incidents_of_a_topic_that_was_created
 
 @pytest.mark.parametrize("error", [BrokerUnavailable("not now"), AccessDenied("no ACL")])
 def test_incidents_that_cannot_be_read_delay_no_rollback_and_are_closed_later(error: StreamScorerError) -> None:
-    class Moving(Clock):
-        now_s = 5.0
-
-        def monotonic(self) -> float:
-            return self.now_s
-
     desk, clock = Desk(), Moving()
     desk.say("promote", version=TWO)
     desk.summaries.append(summary(TWO, MORE))
@@ -656,6 +659,84 @@ def test_where_it_may_not_act_it_says_what_is_due_and_says_it_once(why: str, cap
     assert caplog.text.count("rollback cards is due, needs a person") == 1
     (incident,) = desk.incidents
     assert incident.held_back.startswith("needs a person: ") and incident.closed is None
+
+
+class Refusing(MemoryControlLog):
+    """A log that may refuse what is appended."""
+
+    error: StreamScorerError | None = None
+    asked = 0
+
+    def append(self, key: str, value: bytes) -> int:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        return super().append(key, value)
+
+
+def refusing_watch(desk: Desk, error: StreamScorerError) -> tuple[Watch, Refusing, Moving]:
+    """A watch whose commands are refused, the log that refuses them, and its clock."""
+    watch, log, clock = desk.watch(), Refusing(desk.log.records), Moving()
+    log.error = error
+    watch._log, watch._clock = log, clock  # type: ignore[assignment]
+    return watch, log, clock
+
+
+@pytest.mark.parametrize("error", [AccessDenied("no ACL"), UsageError("no topic"), StreamScorerError("too large")])
+def test_a_command_that_kafka_refuses_needs_a_person_and_is_submitted_again(
+    error: StreamScorerError, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    desk.summaries.append(summary(TWO, MORE))
+    watch, log, clock = refusing_watch(desk, error)
+    refused = f"needs a person: Kafka refuses the command: {error.message}"
+    labels = {"ensemble": "cards", "version": "2", "baseline": "1", "direction": "rise"}
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            watch.step()
+            assert desk.metrics.registry.get_sample_value("stream_scorer_paired_evidence", labels) > 6.9  # type: ignore[operator]
+        assert log.asked == 1
+        clock.now_s += SUBMIT_AGAIN_S
+        for _ in range(3):
+            watch.step()
+    assert (log.asked, monitor_commands(desk), acted(desk, "rollback")) == (2, [], 0)
+    assert caplog.text.count(f"rollback cards is due, {refused}") == 1
+    assert [i.held_back for i in desk.incidents] == ["", refused]
+    assert (desk.incidents[-1].done, desk.verdicts[-1].held_back) == ("rollback is due but not submitted", refused)
+    log.error = None
+    watch.step()
+    assert log.asked == 2
+    clock.now_s += SUBMIT_AGAIN_S
+    for _ in range(2):
+        watch.step()
+    assert (monitor_commands(desk), acted(desk, "rollback")) == ([("rollback", None)], 1)
+    assert [(i.held_back, i.closed is None) for i in desk.incidents[2:]] == [("", True), ("", False)]
+    assert desk.verdicts[-1].held_back == ""
+
+
+def test_a_hold_ends_the_attempts_of_a_refused_command() -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    desk.summaries.append(summary(TWO, MORE))
+    watch, log, clock = refusing_watch(desk, AccessDenied("no ACL"))
+    watch.step()
+    desk.say("hold")
+    log.error = None
+    clock.now_s += SUBMIT_AGAIN_S
+    watch.step()
+    assert (log.asked, monitor_commands(desk)) == (1, [])
+    assert desk.incidents[-1].held_back == "needs a person: ann put a hold on it (so)"
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable("not now"), ReaderLost("created again")])
+def test_a_command_whose_fate_is_unknown_ends_the_watch(error: StreamScorerError) -> None:
+    desk = Desk()
+    desk.say("promote", version=TWO)
+    desk.summaries.append(summary(TWO, MORE))
+    watch, _, _ = refusing_watch(desk, error)
+    with pytest.raises(type(error)):
+        watch.step()
 
 
 def test_an_incident_that_could_not_be_published_is_published_later() -> None:
