@@ -41,6 +41,7 @@ from stream_scorer.incidents.webhook import Webhook, check_url
 from stream_scorer.kafka.control_log import ControlLog, RecordWriter
 from stream_scorer.kafka.ends import TopicEnds
 from stream_scorer.kafka.follower import BacklogFollower
+from stream_scorer.kafka.permissions import missing_permissions, to_command
 from stream_scorer.kafka.range_reader import RangeReader
 from stream_scorer.kafka.reader import GroupMember, InputReader
 from stream_scorer.kafka.topic_config import find_problems, loses_commands
@@ -318,6 +319,8 @@ def watch_run(settings: Settings, metrics: m.Metrics, who: str, label_age_ms: in
     bootstrap, topics = settings.require("kafka.bootstrap"), Topics.of(settings)
     needed = [*topics.monitor_topics(), topics.control, topics.scorer_status, topics.incidents, topics.verdicts]
     TopicAdmin(bootstrap).require(needed, same_count=False)
+    if settings["monitor.mode"] == "auto":
+        _warn_if_no_commands(bootstrap, topics)
 
     def follow(since_ms: int) -> BacklogFollower:
         return BacklogFollower(bootstrap, topics.score_summaries, client_id="stream-scorer-watch", start=since_ms)
@@ -356,6 +359,21 @@ def watch_run(settings: Settings, metrics: m.Metrics, who: str, label_age_ms: in
             watch.run(stop, on_ready)
 
     return run
+
+
+def _warn_if_no_commands(bootstrap: str, topics: Topics) -> None:
+    """Warn if this user may not write to `control`: then each command of the monitor needs a person."""
+    try:
+        missing = missing_permissions(bootstrap, [to_command(topics)])
+    except StreamScorerError as error:
+        _log.warning("whether this user may write to %s could not be checked: %s", topics.control, error.message)
+        return
+    if missing:
+        _log.warning(
+            "monitor.mode is auto, but this user lacks %s: each command needs a person until it is granted "
+            "(`stream-scorer topics acls --role monitor --mode auto`)",
+            ", ".join(missing),
+        )
 
 
 def signals_run(

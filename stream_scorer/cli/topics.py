@@ -75,11 +75,12 @@ def create(settings: Settings, partitions: int | None, replication: int | None) 
 def acls(settings: Settings, role: str, principal: str | None) -> None:
     """Print the kafka-acls.sh commands that give a principal what a role needs, and nothing else.
 
-    A monitor gets the right to issue commands only in mode `auto` (`--mode auto`). Connects to nothing.
+    A monitor gets the right to issue commands only in mode `auto` (`--mode auto`); in another mode, this ACL is a
+    comment. Connects to nothing.
     """
     from typing import cast
 
-    from stream_scorer.kafka.permissions import Role, acl_commands, names_of, permissions
+    from stream_scorer.kafka.permissions import Role, acl_commands, names_of, permissions, to_command
 
     who = principal or f"User:{role}"
     kind, _, user = who.partition(":")
@@ -87,8 +88,13 @@ def acls(settings: Settings, role: str, principal: str | None) -> None:
         raise click.BadParameter(
             f"{who!r} is not a principal of Kafka, such as User:{who.strip(':')}", param_hint="--principal"
         )
-    for command in acl_commands(permissions(cast(Role, role), names_of(settings), user), who):
+    names = names_of(settings)
+    for command in acl_commands(permissions(cast(Role, role), names, user), who):
         click.echo(command)
+    if role == "monitor" and not names.commands:
+        click.echo("# Only for monitor.mode auto, in which the monitor issues commands:")
+        for command in acl_commands([to_command(names.topics)], who):
+            click.echo(f"# {command}")
 
 
 @topics.command()

@@ -138,6 +138,11 @@ def permissions(role: Role, names: Names, user: str = "") -> list[Permission]:
     return found
 
 
+def to_command(topics: Topics) -> Permission:
+    """What a monitor needs only in mode `auto`: to write commands."""
+    return Permission("topic", topics.control, ("Write",))
+
+
 def acl_commands(wanted: Iterable[Permission], principal: str) -> list[str]:
     """One ``kafka-acls.sh`` command per permission. ``$BOOTSTRAP`` and ``$ADMIN`` are for the caller to set."""
     commands = []

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from confluent_kafka.admin import AclOperation, ResourcePatternType, ResourceType
 
 from proofs.secured_services import acls_of
-from stream_scorer.errors import UsageError
-from stream_scorer.kafka.permissions import ROLES, Names, Role, acl_commands, permissions
+from stream_scorer import app
+from stream_scorer.cli.topics import acls
+from stream_scorer.errors import BrokerUnavailable, UsageError
+from stream_scorer.kafka.permissions import ROLES, Names, Permission, Role, acl_commands, permissions
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.observability.metrics import Metrics
+from stream_scorer.settings import load_settings
 from stream_scorer.state.keys import NAMESPACES
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +64,58 @@ def test_the_printed_commands_are_the_table(role: Role) -> None:
     # Transactional ids and the groups of subscribers are the only prefixes.
     prefixed = {acl.restype for acl in found if acl.resource_pattern_type is ResourcePatternType.PREFIXED}
     assert prefixed <= {ResourceType.TRANSACTIONAL_ID, ResourceType.GROUP}
+
+
+@pytest.mark.parametrize("mode", ["off", "propose", "auto"])
+def test_the_acl_for_commands_of_a_monitor_is_printed_in_every_mode_and_is_a_comment_unless_it_applies(
+    mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(acls, ["--role", "monitor", "--mode", mode])
+    assert done.exit_code == 0, done.output
+    comments = [line.removeprefix("# ") for line in done.output.splitlines() if line.startswith("#")]
+    commands = [line for line in done.output.splitlines() if not line.startswith("#")]
+    writes = [line for line in commands if "--operation Write --topic control" in line]
+    assert len(writes) == (mode == "auto")
+    if mode != "auto":
+        assert comments[0].startswith("Only for monitor.mode auto")
+        (acl,) = acls_of(comments[1])
+        assert (acl.principal, acl.operation, acl.name) == ("User:monitor", AclOperation.WRITE, "control")
+    else:
+        assert comments == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "found", "warning"),
+    [
+        ("auto", ["Write on topic control"], "monitor.mode is auto, but this user lacks Write on topic control: each"),
+        ("auto", [], ""),
+        ("auto", BrokerUnavailable("no answer"), "this user may write to control could not be checked: no answer"),
+        ("propose", ["Write on topic control"], ""),
+    ],
+)
+def test_a_monitor_that_may_not_issue_its_commands_warns_at_its_start(
+    mode: str,
+    found: list[str] | Exception,
+    warning: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    def missing(_bootstrap: str, wanted: list[Permission]) -> list[str]:
+        assert wanted == [Permission("topic", "control", ("Write",))]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    admin = SimpleNamespace(require=lambda _topics, same_count: None)
+    monkeypatch.setattr(app, "TopicAdmin", lambda _bootstrap: admin)
+    monkeypatch.setattr(app, "missing_permissions", missing)
+    values = {"kafka.bootstrap": "127.0.0.1:1", "monitor.mode": mode}
+    settings = load_settings(values, environment={}, directory=tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert app.watch_run(settings, Metrics(), "monitor-1", 1) is not None
+    assert (warning in caplog.text) if warning else not caplog.records
 
 
 def test_the_acls_of_redis_have_the_prefixes_of_the_keys() -> None:
