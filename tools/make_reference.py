@@ -67,10 +67,11 @@ has the state of each. No label contains data of a transaction. `deploy/promethe
 `deploy/grafana` has dashboards.
 
 No metric names its pipeline. If one Prometheus has several pipelines, these alerts take all of them together, so one of
-them may hide another: `ScorersMissing`, `LatencyHigh`, `ErrorRateHigh`, `DeadLettersRise`, `ScoresDegraded`,
-`ScoresWithoutFeatures`, `MemberErrorRateHigh`, `VersionsNotCompared`, and `ScorerDown` and `MonitorDown` if a pipeline
-has no process at all. Then give the targets of each pipeline a label, such as `pipeline`, and add it to the `by` and
-`on` clauses of `recording.yml` and `alerts.yml`. The other alerts are per process, ensemble, topic or kind.
+them may hide another: `ScorersMissing`, `ScorersOwnNoPartition`, `PartitionsWithoutScorer`, `LatencyHigh`,
+`ErrorRateHigh`, `DeadLettersRise`, `ScoresDegraded`, `ScoresWithoutFeatures`, `MemberErrorRateHigh`,
+`VersionsNotCompared`, and `ScorerDown` and `MonitorDown` if a pipeline has no process at all. Then give the targets of
+each pipeline a label, such as `pipeline`, and add it to the `by` and `on` clauses of `recording.yml` and `alerts.yml`.
+The other alerts are per process, ensemble, topic or kind.
 
 ## Scorer (`stream-scorer run`)
 

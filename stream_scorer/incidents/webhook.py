@@ -46,8 +46,9 @@ AGAIN_S = 300.0
 AGAIN_MS = 3_600_000
 # Answers after which another attempt may succeed, beside all 5xx.
 _TRANSIENT = (408, 425, 429)
-# Transactions are decided wrongly, late, or without the model. Severities are those of deploy/prometheus/alerts.yml.
-_PAGE: tuple[IncidentKind, ...] = ("verdict", "errors", "latency")
+# Transactions are decided wrongly, late, or without the model. In deploy/prometheus/alerts.yml, `UrgentIncidentOpen`
+# pages for the same kinds.
+PAGE_KINDS: tuple[IncidentKind, ...] = ("verdict", "errors", "latency")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Milliseconds from the epoch to the first and to the last second of years with four digits.
 _FIRST_MS, _LAST_MS = -30_610_224_000_000, 253_402_300_799_000
@@ -73,7 +74,7 @@ def notification(incident: Incident) -> dict[str, Any]:
         "alertname": "StreamScorerIncident",
         "incident": incident.id,
         "kind": incident.kind,
-        "severity": "page" if incident.kind in _PAGE else "ticket",
+        "severity": "page" if incident.kind in PAGE_KINDS else "ticket",
         "ensemble": incident.ensemble,
         "version": incident.version,
         "member": incident.member or "",

@@ -16,7 +16,7 @@ import yaml
 
 from stream_scorer.control.watch import WATCH_METRICS
 from stream_scorer.incidents.signals import INCIDENT_METRICS
-from stream_scorer.incidents.webhook import WEBHOOK_METRICS
+from stream_scorer.incidents.webhook import PAGE_KINDS, WEBHOOK_METRICS
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.observability.metrics import PROCESS_METRICS, SCORER_METRICS
 from stream_scorer.settings import load_settings
@@ -152,7 +152,26 @@ def test_prometheus_reads_the_rules_and_the_default_port(tmp_path: Path) -> None
     settings = load_settings({}, environment={}, directory=tmp_path)
     assert jobs["scorer"] == [f"{settings['metrics.host']}:{settings['metrics.port']}"]
     for rule in ALERTS:
-        assert not (found := re.search(r'job="(\w+)"', rule["expr"])) or found[1] in jobs
+        for found in re.findall(r'job=~?"([\w|]+)"', rule["expr"]):
+            assert set(found.split("|")) <= jobs.keys()
+
+
+def test_alerts_on_metrics_that_every_process_has_select_the_jobs() -> None:
+    """A Prometheus that several teams share has `up` and `process_*` of all of them."""
+    for rule in ALERTS:
+        asked = {name for name in names(rule["expr"]).metrics if not re.match(r"stream_scorer_|\w+:", name)}
+        assert not asked or re.search(r'job=~?"', rule["expr"]), rule["alert"]
+
+
+def test_alerts_on_incidents_have_the_severities_of_the_webhook() -> None:
+    (urgent, page), (other, ticket) = (
+        (re.search(r'kind[=!]~"([\w|]+)"', rule["expr"]), rule["labels"]["severity"])
+        for rule in ALERTS
+        if "stream_scorer_open_incidents" in names(rule["expr"]).metrics
+    )
+    assert (page, ticket) == ("page", "ticket")
+    assert urgent and other and "=~" in urgent[0] and "!~" in other[0]
+    assert set(urgent[1].split("|")) == set(other[1].split("|")) == set(PAGE_KINDS)
 
 
 # ---- Dashboards
