@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -361,6 +362,48 @@ def test_every_command_of_a_pipeline_can_be_parsed(name: str) -> None:
         found.make_context(found.name, command).close()
         parsed.append(found.name)
     assert parsed == ["gate", "promote"]
+
+
+def test_the_job_that_checks_on_github_has_no_credentials_of_an_operator() -> None:
+    workflow = load(CI / "github-actions.yml")
+    jobs = workflow.pop("jobs")
+    assert "secrets" not in json.dumps(workflow, default=str), "every job would have them"
+    assert {name: job["environment"] for name, job in jobs.items()} == {"gate": "gate", "promote": "production"}
+    for job in jobs.values():
+        with_secrets = [step for step in job["steps"] if "secrets." in json.dumps(step)]
+        assert [step["run"].split()[0] for step in with_secrets] == ["stream-scorer"]
+        assert "secrets." not in json.dumps(job | {"steps": []})
+
+
+def test_the_job_that_checks_on_gitlab_has_no_credentials_of_an_operator() -> None:
+    pipeline = load(CI / "gitlab-ci.yml")
+    environments = {name: pipeline[name]["environment"] for name in ("gate", "promote")}
+    assert environments == {"gate": {"name": "gate", "action": "verify"}, "promote": "production"}
+    for name in environments:
+        (rule,) = pipeline[name]["rules"]
+        assert rule["if"] == '$CANDIDATE && $CI_COMMIT_REF_PROTECTED == "true"'
+    assert pipeline["promote"]["rules"][0]["when"] == "manual"
+
+
+def test_the_stage_that_checks_on_jenkins_has_no_credentials_of_an_operator() -> None:
+    head, _, gate, promote = re.split(r"stage\('\w+'\)", (CI / "Jenkinsfile").read_text(encoding="utf-8"))
+    ids = [set(re.findall(r"credentialsId: '([\w-]+)'", part)) for part in (head, gate, promote)]
+    assert ids[0] == set() and "credentials(" not in head
+    assert "kafka-trainer" in ids[1] and "kafka-operator" in ids[2]
+    assert not any("operator" in name for name in ids[1])
+    assert re.search(r"^ +submitter '[\w,-]+'$", promote, re.M), "anyone who may build could approve"
+
+
+@pytest.mark.parametrize(
+    ("name", "who"),
+    [
+        ("github-actions.yml", "dispatched by $GITHUB_ACTOR"),
+        ("gitlab-ci.yml", "started by $GITLAB_USER_LOGIN"),
+        ("Jenkinsfile", "approved by $APPROVER"),
+    ],
+)
+def test_the_author_of_a_promotion_is_named_by_what_the_person_did(name: str, who: str) -> None:
+    assert re.findall(r'--who "([^"]+)"', (CI / name).read_text(encoding="utf-8")) == [who]
 
 
 def test_the_rules_file_for_pipelines_fits_the_spec_of_the_simulator() -> None:
