@@ -15,9 +15,10 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from msgspec import UNSET
 
 from proofs.kit import Context, Result
 from stream_scorer.ensemble.combine import Combiner
@@ -25,6 +26,7 @@ from stream_scorer.ensemble.manifest import (
     LINKS,
     Calibrator,
     CombinerSpec,
+    IncompleteCalibrator,
     Link,
     Median,
     NoCalibrator,
@@ -60,10 +62,11 @@ class Case:
     final: NoCalibrator | Platt
     quorum: float
     raw: np.ndarray
+    incomplete: IncompleteCalibrator = UNSET
 
     def combiner(self) -> Combiner:
         """What is tested."""
-        return Combiner(self.votes, self.how, self.link, self.final, self.quorum)
+        return Combiner(self.votes, self.how, self.link, self.final, self.quorum, self.incomplete)
 
 
 def run(context: Context) -> Result:
@@ -78,6 +81,8 @@ def run(context: Context) -> Result:
     for number in range(n):
         case = make_case(rng)
         kinds[f"{type(case.how).__name__} of {case.link}"] += 1
+        if isinstance(case.incomplete, Platt):
+            kinds["incomplete_calibrator"] += int(case.combiner().incomplete(case.raw).sum())
         kinds["missing"] += int(np.isnan(case.raw).sum())
         kinds["zero_weights"] += sum(vote.weight == 0.0 for vote in case.votes)
         for name, error in errors(case, rng).items():
@@ -89,6 +94,7 @@ def run(context: Context) -> Result:
         result.check(f"{name} within {TOLERANCE:g}", error <= TOLERANCE)
     for name in ("WeightedMean of rank", "Median of logit", "TrimmedMean of probability", "Stacking of logit"):
         result.at_least(name, kinds[name], max(n // 100, 1))
+    result.at_least("incomplete_calibrator", kinds["incomplete_calibrator"], max(n // 100, 1))
     return result
 
 
@@ -115,7 +121,9 @@ def make_case(rng: np.random.Generator) -> Case:
     raw[odd < 0.15] = rng.choice([0.0, 1.0, 0.2, 1e-300], int((odd < 0.15).sum()))
     raw[rng.random(raw.shape) < rng.choice([0.0, 0.2, 0.6])] = np.nan
     final = Platt(1.3, 0.4) if rng.random() < 0.5 else NoCalibrator()
-    return Case(votes, hows[rng.integers(len(hows))], link, final, float(rng.choice([0.0, 0.0, 0.5])), raw)
+    how = hows[rng.integers(len(hows))]
+    incomplete = Platt(2.5, -0.7) if isinstance(how, Stacking) and rng.random() < 0.7 else UNSET
+    return Case(votes, how, link, final, float(rng.choice([0.0, 0.0, 0.5])), raw, incomplete)
 
 
 def errors(case: Case, rng: np.random.Generator) -> dict[str, float]:
@@ -128,7 +136,7 @@ def errors(case: Case, rng: np.random.Generator) -> dict[str, float]:
     how = case.how
     if isinstance(how, Stacking):
         how = Stacking(how.intercept, [how.coefficients[i] for i in order])
-    turned = Case([case.votes[i] for i in order], how, case.link, case.final, case.quorum, case.raw[:, order])
+    turned = replace(case, votes=[case.votes[i] for i in order], how=how, raw=case.raw[:, order])
     alone = [combiner.combine(row[None, :]) for row in case.raw]
     silent = np.isnan(case.raw) | np.array([vote.weight == 0.0 for vote in case.votes])
     gaps = {
@@ -180,7 +188,7 @@ def _row(case: Case, raw: np.ndarray) -> _Wanted:
     if coverage < case.quorum - 1e-12:
         return _Wanted(math.nan, math.nan, math.nan, coverage, contributions)
     z = worth(there)
-    return _Wanted(z, worth([]), _score(case, z), coverage, contributions)
+    return _Wanted(z, worth([]), _score(case, z, full=there == able), coverage, contributions)
 
 
 def _join(case: Case, values: dict[int, float], *, full: bool) -> float:
@@ -212,13 +220,15 @@ def _link(case: Case, i: int, raw: float) -> float:
     return math.log(p / (1 - p)) if case.link == "logit" else p
 
 
-def _score(case: Case, z: float) -> float:
-    return _platt(1 / (1 + math.exp(-z)) if case.link == "logit" else min(max(z, 0.0), 1.0), case.final)
+def _score(case: Case, z: float, *, full: bool) -> float:
+    stacked = isinstance(case.how, Stacking)
+    final = case.incomplete if stacked and not full and isinstance(case.incomplete, Platt) else case.final
+    return _platt(1 / (1 + math.exp(-z)) if case.link == "logit" else min(max(z, 0.0), 1.0), final)
 
 
 def _left_out(case: Case, score: np.ndarray) -> np.ndarray:
     out = np.empty(case.raw.shape)
-    free = Case(case.votes, case.how, case.link, case.final, 0.0, case.raw)
+    free = replace(case, quorum=0.0)
     for (row, i), raw in np.ndenumerate(case.raw):
         without = case.raw[row].copy()
         without[i] = np.nan

@@ -57,7 +57,7 @@ def write_versions(folder: Path, trained: Path, count: int) -> list[Path]:
         name=manifest.name, created_at=manifest.created_at, spec_name=manifest.spec_name, spec_hash=manifest.spec_hash,
         feature_hash=manifest.feature_hash, features=manifest.features, final_calibrator=manifest.final_calibrator,
         thresholds=manifest.thresholds, quorum=manifest.quorum, training=manifest.training, combiner=manifest.combiner,
-        link=manifest.link,
+        link=manifest.link, incomplete_calibrator=manifest.incomplete_calibrator,
     )  # fmt: skip
     paths = [trained]
     for version in range(2, count + 1):

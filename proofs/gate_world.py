@@ -272,6 +272,7 @@ def _compose(world: World, name: str, drafts: list[Draft], reference: np.ndarray
         name=m.name, created_at=m.created_at, spec_name=m.spec_name, spec_hash=m.spec_hash,
         feature_hash=m.feature_hash, features=m.features, final_calibrator=m.final_calibrator,
         thresholds=m.thresholds, quorum=m.quorum, training=m.training, combiner=m.combiner, link=m.link,
+        incomplete_calibrator=m.incomplete_calibrator,
     )  # fmt: skip
     # The profile of a training is that of its newest rows, see `train_ensemble`.
     newest = world.data.features[int(0.72 * len(world.data.label)) : int(0.86 * len(world.data.label))]

@@ -135,6 +135,7 @@ def policy_differs(candidate: Manifest, baseline: Manifest) -> bool:
     """Whether the final calibrators or the thresholds of alerts differ."""
     return (
         candidate.final_calibrator != baseline.final_calibrator
+        or candidate.incomplete_calibrator != baseline.incomplete_calibrator
         or candidate.thresholds.review != baseline.thresholds.review
     )
 

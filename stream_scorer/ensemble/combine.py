@@ -4,6 +4,9 @@ Order of computation, each step per value and members always in manifest order:
 member -> calibrator -> clip to [1e-6, 1 - 1e-6] -> link -> combine the present members -> z -> inverse link -> g
 -> score.
 
+A row is incomplete if the combiner is stacking and a member is missing, so that z is the weighted mean. g is fitted to
+the z of stacking; incomplete rows have a calibrator of their own in its place, if the manifest has one.
+
 A member's contribution is its Shapley value in this game: members of a coalition have their linked score, all others
 their baseline, which is the mean of their linked scores over the reference rows. For linear combiners (weighted mean,
 stacking) the contribution is ``w (l - baseline)``. For median and trimmed mean all 2^k coalitions of the k present
@@ -17,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numba import njit
 
@@ -27,6 +31,7 @@ from stream_scorer.ensemble.manifest import (
     LINKS,
     Calibrator,
     CombinerSpec,
+    IncompleteCalibrator,
     Link,
     Manifest,
     Median,
@@ -106,12 +111,20 @@ class Combiner:
     """A combiner packed for the compiled loops; arguments as in `Manifest`."""
 
     def __init__(
-        self, members: Sequence[Voter], how: CombinerSpec, link: Link, final: NoCalibrator | Platt, quorum: float
+        self,
+        members: Sequence[Voter],
+        how: CombinerSpec,
+        link: Link,
+        final: NoCalibrator | Platt,
+        quorum: float,
+        incomplete: IncompleteCalibrator = msgspec.UNSET,
     ) -> None:
         kinds: dict[type, int] = {Median: _MEDIAN, TrimmedMean: _TRIMMED, Stacking: _STACKING}
         coefficients = how.coefficients if isinstance(how, Stacking) else [0.0] * len(members)
         self._calibrators = CalibratorTable([member.calibrator for member in members])
-        self._final = CalibratorTable([final])
+        # The second one is for incomplete rows.
+        finals = CalibratorTable([final, final if isinstance(incomplete, msgspec.UnsetType) else incomplete])
+        self._final = (finals.kinds, finals.starts, finals.first, finals.second)
         self._weights = np.array([member.weight for member in members], np.float64)
         self._baselines = np.array([member.baseline for member in members], np.float64)
         self._quorum = quorum
@@ -128,7 +141,7 @@ class Combiner:
     def of(cls, manifest: Manifest) -> Combiner:
         """The combiner of `manifest`."""
         m = manifest
-        return cls(m.members, m.combiner, m.link, m.final_calibrator, m.quorum)
+        return cls(m.members, m.combiner, m.link, m.final_calibrator, m.quorum, m.incomplete_calibrator)
 
     def combine(self, raw: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats, Floats]:
         """Combine the members' uncalibrated probabilities ``(n, m)``, NaN where missing.
@@ -136,11 +149,11 @@ class Combiner:
         Returns, in the order of the fields of `Scored`: member scores, weights, contributions (each ``(n, m)``), base,
         z, score, coverage (each ``(n,)``).
         """
-        c, g = self._calibrators, self._final
+        c = self._calibrators
         packed: tuple[Floats, Floats, Floats, Floats, Floats, Floats, Floats] = _combine(
             raw,
             (c.kinds, c.starts, c.first, c.second),
-            (g.kinds, g.starts, g.first, g.second),
+            self._final,
             self._weights,
             self._baselines,
             self._quorum,
@@ -159,9 +172,7 @@ class Combiner:
 
         For a member that is missing, this is the served score. NaN where the served score is NaN or no member remains.
         """
-        g = self._final
-        final = (g.kinds, g.starts, g.first, g.second)
-        scores: Floats = _left_out(member_scores, score, final, self._weights, self._link, self._how)
+        scores: Floats = _left_out(member_scores, score, self._final, self._weights, self._link, self._how)
         return scores
 
     def what_if(self, member_scores: Floats, theirs: Floats, scenarios: Scenarios) -> Floats:
@@ -171,19 +182,26 @@ class Combiner:
             member_scores, theirs: ``(n, m)`` calibrated scores of this version's members, and of the members that may
                 take their places.
         """
-        g, (kind, share, intercept, _) = self._final, self._how
-        final = (g.kinds, g.starts, g.first, g.second)
+        kind, share, intercept, _ = self._how
         rule = kind, share, intercept
         swap, weights, coefficients = scenarios.swap, scenarios.weights, scenarios.coefficients
         own = scenarios.references or References(self._link, self._same)
         links = self._link, own.link, own.differ
-        scores: Floats = _what_if(member_scores, theirs, swap, weights, coefficients, final, links, rule)
+        scores: Floats = _what_if(member_scores, theirs, swap, weights, coefficients, self._final, links, rule)
         return scores
 
-    def finish(self, z: Floats) -> Floats:
-        """``(n,)``: the final score of each z; NaN stays NaN."""
-        g = self._final
-        scores: Floats = _finish(z, self._link[0], (g.kinds, g.starts, g.first, g.second))
+    def incomplete(self, member_scores: Floats) -> Bools:
+        """``(n,) bool``: the incomplete rows of calibrated scores ``(n, m)``; none if the combiner is not stacking."""
+        if self._how[0] != _STACKING:
+            return np.zeros(len(member_scores), np.bool_)
+        return np.asarray(np.isnan(member_scores[:, self._weights > 0.0]).any(axis=1), np.bool_)
+
+    def finish(self, z: Floats, incomplete: Bools) -> Floats:
+        """``(n,)``: the final score of each z; NaN stays NaN.
+
+        `incomplete` ``(n,)``: as the method `incomplete` returns it, of the version that z comes from.
+        """
+        scores: Floats = _finish(z, incomplete, self._link[0], self._final)
         return scores
 
 
@@ -196,9 +214,15 @@ def decide(score: Floats, review: Floats | float, block: Floats | float, fallbac
 
 
 @njit(cache=True, nogil=True, fastmath=False)
-def _final_score(z, link, final):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def _incomplete(kind, k, weighted):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    return kind == _STACKING and k < weighted
+
+
+@njit(cache=True, nogil=True, fastmath=False)
+def _final_score(z, incomplete, link, final):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     p = sigmoid_of(z) if link == _LOGIT else min(max(z, 0.0), 1.0)
-    return calibrate_one(p, final[0][0], final[1][0], final[1][1], final[2], final[3])
+    at = 1 if incomplete else 0
+    return calibrate_one(p, final[0][at], final[1][at], final[1][at + 1], final[2], final[3])
 
 
 @njit(cache=True, nogil=True, fastmath=False)
@@ -333,7 +357,7 @@ def _combine(raw, calibrators, final, weights, baselines, quorum, link, how):  #
         else:
             base[i] = row_base
             z[i] = row_z
-            score[i] = _final_score(row_z, link[0], final)
+            score[i] = _final_score(row_z, _incomplete(kind, k, weighted), link[0], final)
     return scores, shares, contributions, base, z, score, coverage
 
 
@@ -364,7 +388,7 @@ def _left_out(member_scores, score, final, weights, link, how):  # type: ignore[
                 out[i, left] = math.nan
                 continue
             z = _combined(values, used, k, weighted, weights, coefficients, rule, ordered)
-            out[i, left] = _final_score(z, link[0], final)
+            out[i, left] = _final_score(z, _incomplete(kind, k, weighted), link[0], final)
     return out
 
 
@@ -393,13 +417,13 @@ def _what_if(member_scores, theirs, swap, weights, coefficients, final, links, r
                 out[i, s] = math.nan
                 continue
             z = _combined(values, used, k, weighted, weights[s], coefficients[s], rule, ordered)
-            out[i, s] = _final_score(z, link[0], final)
+            out[i, s] = _final_score(z, _incomplete(rule[0], k, weighted), link[0], final)
     return out
 
 
 @njit(cache=True, nogil=True, fastmath=False)
-def _finish(z, link, final):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def _finish(z, incomplete, link, final):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     out = np.empty(len(z), np.float64)
     for i in range(len(z)):
-        out[i] = math.nan if math.isnan(z[i]) else _final_score(z[i], link, final)
+        out[i] = math.nan if math.isnan(z[i]) else _final_score(z[i], incomplete[i], link, final)
     return out

@@ -24,6 +24,7 @@ from stream_scorer.ensemble.manifest import (
     MAX_SELF_TEST_ROWS,
     Calibrator,
     CombinerSpec,
+    IncompleteCalibrator,
     Input,
     Link,
     Manifest,
@@ -87,6 +88,7 @@ class Outline:
     training: Training
     combiner: CombinerSpec = field(default_factory=WeightedMean)
     link: Link = "logit"
+    incomplete_calibrator: IncompleteCalibrator = msgspec.UNSET
 
 
 def compose_ensemble(
@@ -116,6 +118,7 @@ def compose_ensemble(
         features=list(outline.features),
         members=[_member_spec(draft) for draft in drafts],
         final_calibrator=outline.final_calibrator,
+        incomplete_calibrator=outline.incomplete_calibrator,
         thresholds=outline.thresholds,
         quorum=outline.quorum,
         reference_profile={},

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stream_scorer.arrays import Floats
+from stream_scorer.arrays import Bools, Floats
 from stream_scorer.ensemble import pair
 from stream_scorer.ensemble.attribution import Explainer
 from stream_scorer.ensemble.combine import Combiner, References, Scenarios
@@ -177,9 +177,13 @@ class Ensemble:
         """See `Combiner.what_if`."""
         return self._combiner.what_if(member_scores, theirs, scenarios)
 
-    def finish(self, z: Floats) -> Floats:
+    def incomplete(self, member_scores: Floats) -> Bools:
+        """See `Combiner.incomplete`."""
+        return self._combiner.incomplete(member_scores)
+
+    def finish(self, z: Floats, incomplete: Bools) -> Floats:
         """See `Combiner.finish`."""
-        return self._combiner.finish(z)
+        return self._combiner.finish(z, incomplete)
 
     def check_features(self, features: Sequence[str], feature_hash: str) -> None:
         """Raise `ArtifactError` unless the ensemble was trained on this feature vector."""
@@ -230,7 +234,7 @@ class Ensemble:
         """Compile what a comparison with another version calls, see `pair`."""
         ones = np.ones((1, len(self.member_names)))
         self.what_if(scored.member_scores, scored.member_scores, Scenarios(ones > 0.0, ones, ones))
-        self.finish(scored.z)
+        self.finish(scored.z, self.incomplete(scored.member_scores))
         pair.warm_up(self.manifest, features)
 
     def _compare(self, subject: str, got: Floats, expected: Floats) -> None:

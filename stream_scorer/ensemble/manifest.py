@@ -93,6 +93,7 @@ class Beta(Part, frozen=True, tag_field="kind", tag="beta"):
 
 
 Calibrator = NoCalibrator | Platt | Isotonic | Beta
+IncompleteCalibrator = Platt | msgspec.UnsetType
 
 
 class WeightedMean(Part, frozen=True, tag_field="kind", tag="weighted_mean"):
@@ -206,6 +207,8 @@ class Manifest(Part, frozen=True, kw_only=True):
         combiner, link: the combination of members, and its scale; see `stream_scorer.ensemble.combine`.
         quorum: smallest share of the original weight that must be present for a score.
         final_calibrator: g, strictly monotone; needed because a mean of calibrated logits is not calibrated.
+        incomplete_calibrator: of stacking only: takes the place of g where a member is missing and z is the weighted
+            mean, whose scale is another one. If it is not set, as in older manifests, g applies there too.
         reference_profile: series by name: each feature, ``member:<name>`` (calibrated scores) and ``score``.
     """
 
@@ -220,6 +223,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     link: Link = "logit"
     members: Annotated[list[MemberSpec], Meta(min_length=1, max_length=32)]
     final_calibrator: NoCalibrator | Platt
+    incomplete_calibrator: IncompleteCalibrator = msgspec.UNSET
     thresholds: Thresholds
     quorum: Share
     reference_profile: dict[str, Series]
@@ -370,6 +374,8 @@ def check_combiner(manifest: Manifest) -> None:
             raise ArtifactError(f"combiner: {len(how.coefficients)} coefficients for {len(members)} members")
         if manifest.link != "logit":
             raise ArtifactError(f"combiner: stacking of {manifest.link}s may leave [0, 1]; its link is logit")
+    elif manifest.incomplete_calibrator:
+        raise ArtifactError(f"incomplete_calibrator: only stacking uses one, and the combiner is {manifest.formula}")
     for member in members:
         if (manifest.link == "rank") != bool(member.ranks):
             raise ArtifactError(f"member {member.name!r}: ranks are required for the link rank, and for no other")

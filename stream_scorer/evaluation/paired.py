@@ -113,7 +113,7 @@ class PairCounts:
         """Scores of the candidate with the combination of the champion, or of the same z with its calibrator."""
         combination = self._plan.combination
         if combination is None:
-            return self._champion.finish(mine.z)
+            return self._champion.finish(mine.z, self._candidate.incomplete(mine.member_scores))
         columns = combination.of_candidate(mine.member_scores)
         return self._champion.what_if(theirs.member_scores, columns, combination.scenario)[:, 0]
 

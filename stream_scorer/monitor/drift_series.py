@@ -60,6 +60,7 @@ def _complete(info: SeriesInfo, readers: dict[str, list[str]], series: Series, m
 def _score_key(manifest: Manifest) -> str:
     members = [[member_key(m), m.calibrator, m.weight, m.ranks] for m in manifest.members]
     parts = [members, manifest.combiner, manifest.link, manifest.final_calibrator]
+    parts += [manifest.incomplete_calibrator] if manifest.incomplete_calibrator else []
     return _digest([*parts, manifest.reference_profile["score"].edges])
 
 

@@ -187,9 +187,10 @@ class PairComparer:
         if not self._plan.policy:
             return []
         thresholds = self._baseline.manifest.thresholds
-        z = decided.results[version].scored.z
-        review = np.broadcast_to(self._policy.review(thresholds, decided.rules), len(z))[rows]
-        changed = self._baseline.finish(z[rows]) >= review
+        scored = decided.results[version].scored
+        review = np.broadcast_to(self._policy.review(thresholds, decided.rules), len(scored.z))[rows]
+        incomplete = self._candidate.incomplete(scored.member_scores[rows])
+        changed = self._baseline.finish(scored.z[rows], incomplete) >= review
         square: list[int] = _squares(alert, changed[:, None])[0].tolist()
         return square
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.manifest import (
     CombinerSpec,
+    IncompleteCalibrator,
     Input,
     Isotonic,
     Link,
@@ -67,6 +69,7 @@ def compose(
     quorum: float = 0.4,
     combiner: CombinerSpec | None = None,
     link: Link = "logit",
+    incomplete: IncompleteCalibrator = msgspec.UNSET,
 ) -> Manifest:
     outline = Outline(
         name="cards",
@@ -81,5 +84,6 @@ def compose(
         training=TRAINING,
         combiner=combiner or WeightedMean(),
         link=link,
+        incomplete_calibrator=incomplete,
     )
     return compose_ensemble(directory, outline, made or drafts(), reference())

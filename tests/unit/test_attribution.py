@@ -16,6 +16,7 @@ from stream_scorer.control.attribution import Attribution
 from stream_scorer.ensemble.combine import Scenarios
 from stream_scorer.ensemble.compose import Draft, Outline, compose_ensemble
 from stream_scorer.ensemble.ensemble import Ensemble
+from stream_scorer.ensemble.lineup import MemberPool
 from stream_scorer.ensemble.manifest import (
     CombinerSpec,
     Input,
@@ -28,6 +29,7 @@ from stream_scorer.ensemble.manifest import (
     TrimmedMean,
     WeightedMean,
 )
+from stream_scorer.evaluation.paired import PairCounts
 from stream_scorer.pipeline.pair_inputs import PairComparer
 from stream_scorer.records import Cause, MemberPair, PairDifferences
 from stream_scorer.spec import load_spec
@@ -276,6 +278,25 @@ def without(name: str) -> list[Draft]:
 
 STACKED = [0.4, 0.4, 0.4]
 LOW = {"review": 0.08}
+
+
+def test_another_calibrator_of_incomplete_scores_is_another_policy(tmp_path: Path) -> None:
+    """Member one returns nothing for a fifth of the transactions."""
+    gaps = replace_draft(drafts()[0], preprocess=[replace(each, impute=None) for each in drafts()[0].preprocess])
+    before = composed(tmp_path / "before", [gaps, *drafts()[1:]], "1", Stacking(-0.8, STACKED))
+    manifest = replace(before.manifest, incomplete_calibrator=Platt(2.0, 1.5))
+    after = Ensemble(manifest, [loaded.member for loaded in before._members], version="2")
+    mine, theirs = (each.score(LIVE) for each in (after, before))
+    missing = np.isnan(mine.member_scores[:, 0])
+    assert 0.1 < missing.mean() < 0.3 and np.array_equal(mine.score != theirs.score, missing)
+    (found,) = differences(after, before)
+    alert, changed = mine.score >= 0.15, theirs.score >= 0.15
+    square = [alert & changed, alert & ~changed, ~alert & changed, ~alert & ~changed]
+    assert (found.policy, found.members) == ([int(cell.sum()) for cell in square], {})
+    counts = PairCounts([before, after], ["1", "2"], 1, MemberPool([before, after]))
+    assert np.array_equal(counts._with_rest(mine, theirs), theirs.score)
+
+
 RANKED: dict[str, Any] = {"link": "rank", "review": 0.75}
 # The members are the same in both versions.
 COMBINATIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [

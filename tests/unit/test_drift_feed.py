@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from msgspec import UNSET
 
 from stream_scorer.ensemble.manifest import NoCalibrator, Series, Thresholds, WeightedMean
 from stream_scorer.monitor import drift_feed
@@ -279,7 +280,7 @@ def test_series_of_the_cards_spec_name_fields_entities_and_readers() -> None:
     columns = [*names, "member:one", "member:two", "score"]
     manifest = SimpleNamespace(
         features=names, members=members, feature_hash="f", combiner=WeightedMean(), link="logit",
-        final_calibrator=NoCalibrator(), thresholds=Thresholds("p", 0.3, 0.8),
+        final_calibrator=NoCalibrator(), incomplete_calibrator=UNSET, thresholds=Thresholds("p", 0.3, 0.8),
         reference_profile={name: Series([0.5], []) for name in columns},
     )  # fmt: skip
     found = describe(load_spec(SPEC), manifest)  # type: ignore[arg-type]
