@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from stream_scorer.arrays import Bools, Floats, Ints
@@ -15,9 +16,11 @@ from stream_scorer.ensemble.links import logit
 from stream_scorer.ensemble.manifest import (
     Calibrator,
     CombinerSpec,
+    IncompleteCalibrator,
     Link,
     Median,
     NoCalibrator,
+    Stacking,
     Thresholds,
     TrimmedMean,
     WeightedMean,
@@ -69,6 +72,17 @@ def make_combiner(name: CombinerName, logits: Floats, label: Bools) -> CombinerS
         "trimmed-mean": TrimmedMean(TRIM),
     }
     return plain[name]
+
+
+def fit_incomplete_calibrator(how: CombinerSpec, scores: Floats, weights: Floats, label: Bools) -> IncompleteCalibrator:
+    """The final calibrator of rows with missing members, where the weighted mean takes the place of stacking.
+
+    It is fitted on the weighted mean of all calibrated scores ``(n, m)``. Unset for another combiner.
+    """
+    if not isinstance(how, Stacking):
+        return msgspec.UNSET
+    mean = combine(WeightedMean(), "logit", scores, weights, np.arange(len(scores)))
+    return fit_platt(logit(mean), label)
 
 
 def combine(how: CombinerSpec, link: Link, scores: Floats, weights: Floats, reference: Ints) -> Floats:

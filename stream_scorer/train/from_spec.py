@@ -94,6 +94,7 @@ def train_from_spec(
         training=describe_training(data, _identity(spec, training), trained.metrics),
         combiner=stack.how,
         link=stack.link,
+        incomplete_calibrator=stack.incomplete,
     )
     manifest = compose_ensemble(out_dir, outline, drafts, data.features[oof.rows], oof.raw)
     options.progress("done", 1, 1)

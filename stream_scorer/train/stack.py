@@ -10,7 +10,15 @@ from stream_scorer.arrays import Bools, Floats
 from stream_scorer.ensemble.calibrate import calibrate
 from stream_scorer.ensemble.combine import Combiner
 from stream_scorer.ensemble.links import logit
-from stream_scorer.ensemble.manifest import Calibrator, CombinerSpec, Link, NoCalibrator, Platt, Thresholds
+from stream_scorer.ensemble.manifest import (
+    Calibrator,
+    CombinerSpec,
+    IncompleteCalibrator,
+    Link,
+    NoCalibrator,
+    Platt,
+    Thresholds,
+)
 from stream_scorer.spec.model import CheckedSpec
 from stream_scorer.spec.training import TrainingSpec
 from stream_scorer.train.calibration import fit_platt, fit_weights
@@ -19,6 +27,7 @@ from stream_scorer.train.combination import (
     Vote,
     choose_thresholds,
     fit_calibrator,
+    fit_incomplete_calibrator,
     make_combiner,
     metrics_of,
     votes_of,
@@ -31,7 +40,7 @@ class Stack:
     """The fitted steps after the members, in the order of `names`.
 
     Attributes:
-        weights: ``(m,)``. final: g, the calibrator of the combined score.
+        weights: ``(m,)``. final: g, the calibrator of the combined score. incomplete: see `Manifest`.
     """
 
     names: list[str]
@@ -40,6 +49,7 @@ class Stack:
     how: CombinerSpec
     link: Link
     final: Platt
+    incomplete: IncompleteCalibrator
     thresholds: Thresholds
     votes: list[Vote]
 
@@ -57,7 +67,7 @@ class Stack:
         return metrics_of(self.names, scores, self.score(scores), label, self._combiner(), self.thresholds)
 
     def _combiner(self) -> Combiner:
-        return Combiner(self.votes, self.how, self.link, self.final, 0.0)
+        return Combiner(self.votes, self.how, self.link, self.final, 0.0, self.incomplete)
 
 
 def fit_stack(raw: Floats, label: Bools, training: TrainingSpec, spec: CheckedSpec) -> Stack:
@@ -74,9 +84,10 @@ def fit_stack(raw: Floats, label: Bools, training: TrainingSpec, spec: CheckedSp
     combined = np.asarray(Combiner(votes, how, link, NoCalibrator(), 0.0).combine(scores)[5], np.float64)
     # The scorer applies g to the clipped inverse link of z, so g is fitted to the same values.
     final = fit_platt(logit(combined), label)
+    incomplete = fit_incomplete_calibrator(how, scores, weights, label)
     thresholds = choose_thresholds(spec, calibrate(combined, final), alert_rates(training))
     names = [member.name for member in training.members]
-    return Stack(names, calibrators, weights, how, link, final, thresholds, votes)
+    return Stack(names, calibrators, weights, how, link, final, incomplete, thresholds, votes)
 
 
 def alert_rates(training: TrainingSpec) -> AlertRates | None:

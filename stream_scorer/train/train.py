@@ -18,6 +18,7 @@ from stream_scorer.ensemble.links import logit
 from stream_scorer.ensemble.manifest import (
     Calibrator,
     CombinerSpec,
+    IncompleteCalibrator,
     Input,
     Manifest,
     MemberFormat,
@@ -35,6 +36,7 @@ from stream_scorer.train.combination import (
     choose_thresholds,
     combine,
     fit_calibrator,
+    fit_incomplete_calibrator,
     make_combiner,
     metrics_of,
     votes_of,
@@ -74,6 +76,7 @@ class _Combined:
     how: CombinerSpec
     weights: Floats
     final: Platt
+    incomplete: IncompleteCalibrator
     score: Floats
 
 
@@ -131,6 +134,7 @@ def _train_ensemble(
         training=describe_training(data, f"{spec.sha256} {recipe}", metrics),
         combiner=combined.how,
         link=recipe.link,
+        incomplete_calibrator=combined.incomplete,
     )
     drafts = [_draft(member, float(weight)) for member, weight in zip(fitted, combined.weights, strict=True)]
     manifest = compose_ensemble(out_dir, outline, drafts, data.features[split.weights])
@@ -150,7 +154,8 @@ def _fit_combination(
     combined = combine(how, recipe.link, _scores(fitted), weights, rows)
     # The scorer applies g to the clipped inverse link of z, so g is fitted to the same values.
     final = fit_platt(logit(combined[rows]), label[rows])
-    return _Combined(how, weights, final, calibrate(combined, final))
+    incomplete = fit_incomplete_calibrator(how, _scores(fitted)[rows], weights, label[rows])
+    return _Combined(how, weights, final, incomplete, calibrate(combined, final))
 
 
 def _metrics(
@@ -164,7 +169,7 @@ def _metrics(
     """Metrics on the holdout of each member, of the ensemble, and of the ensemble without each member."""
     held, scores = split.holdout, _scores(fitted)
     votes = votes_of(recipe.link, scores, combined.weights, split.weights)
-    combiner = Combiner(votes, combined.how, recipe.link, combined.final, 0.0)
+    combiner = Combiner(votes, combined.how, recipe.link, combined.final, 0.0, combined.incomplete)
     names = [member.plan.kind for member in fitted]
     return metrics_of(names, scores[held], combined.score[held], label[held], combiner, thresholds)
 

@@ -12,7 +12,7 @@ import pytest
 from stream_scorer.ensemble.calibrate import calibrate
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.ensemble.links import logit, sigmoid
-from stream_scorer.ensemble.manifest import Beta, manifest_bytes
+from stream_scorer.ensemble.manifest import Beta, Platt, manifest_bytes
 from stream_scorer.ensemble.members import load_member
 from stream_scorer.ensemble.preprocess import Preprocess
 from stream_scorer.errors import UsageError
@@ -155,6 +155,7 @@ def test_every_combiner_can_be_trained(spec: CheckedSpec, tmp_path: Path, combin
     assert combiner.partition("-")[0] in manifest.formula.replace("mean of", "trimmed mean of")
     assert manifest.training.metrics["ensemble"]["average_precision"] > 0.3
     assert manifest.training.metrics["ensemble"]["calibration_error"] < 0.04
+    assert isinstance(manifest.incomplete_calibrator, Platt) == (combiner == "stacking")
     if combiner == "stacking":
         with pytest.raises(UsageError, match="stacking"):
             Recipe(3, combiner=combiner, link="rank")

@@ -205,6 +205,19 @@ def test_nothing_is_fitted_where_everything_is_given(folder: Path) -> None:
     assert manifest.training.members_until is None
 
 
+def test_stacking_has_a_calibrator_of_incomplete_scores_unless_it_is_given(folder: Path) -> None:
+    how = {"kind": "stacking", "intercept": -0.1, "coefficients": [0.5, 0.5]}
+    for combiner, final, fitted in (
+        ("stacking", "platt", True), ("stacking", "none", True), (how, "platt", True), (how, "none", False),
+        ("weighted-mean", "platt", False),
+    ):  # fmt: skip
+        document = described(combiner=combiner, final_calibrator=final)
+        document["members"] = document["members"][3:]
+        compose(folder, document)
+        manifest = Ensemble.load(folder / "out", version="1").manifest
+        assert isinstance(manifest.incomplete_calibrator, Platt) == fitted
+
+
 def test_xgboost_that_stopped_early_needs_its_own_predictions_or_only_the_best_rounds(folder: Path) -> None:
     model = xgboost.XGBClassifier(n_estimators=30, early_stopping_rounds=3, learning_rate=1.0, n_jobs=1)
     model.fit(FRAME.iloc[:600], DATA.label[:600], eval_set=[(FRAME.iloc[600:900], DATA.label[600:900])], verbose=False)

@@ -24,6 +24,7 @@ from stream_scorer.ensemble.links import logit
 from stream_scorer.ensemble.manifest import (
     Calibrator,
     CombinerSpec,
+    IncompleteCalibrator,
     Manifest,
     NoCalibrator,
     Platt,
@@ -45,6 +46,7 @@ from stream_scorer.train.combination import (
     choose_thresholds,
     combine,
     fit_calibrator,
+    fit_incomplete_calibrator,
     make_combiner,
     metrics_of,
     votes_of,
@@ -103,6 +105,7 @@ class _Fit:
     weights: Floats
     how: CombinerSpec
     final: NoCalibrator | Platt
+    incomplete: IncompleteCalibrator
     thresholds: Thresholds
     member_scores: Floats
     score: Floats
@@ -159,6 +162,7 @@ def compose_models(
         training=_training(file, models, data, spec, slices, metrics),
         combiner=fit.how,
         link=file.document.link,
+        incomplete_calibrator=fit.incomplete,
     )
     drafts = [
         Draft(m.node.name, m.format, m.data, m.inputs, m.preprocess, calibrator, float(weight))
@@ -307,8 +311,11 @@ def _fit(
         final = NoCalibrator()
     else:
         final = document.final_calibrator
+    incomplete: IncompleteCalibrator = msgspec.UNSET
+    if chosen == "stacking" or document.final_calibrator == "platt":
+        incomplete = fit_incomplete_calibrator(how, scores[rows], weights, label[rows])
     score = calibrate(combined, final)
-    return _Fit(calibrators, weights, how, final, _thresholds(file, spec, score[rows]), scores, score)
+    return _Fit(calibrators, weights, how, final, incomplete, _thresholds(file, spec, score[rows]), scores, score)
 
 
 def _calibrator(
@@ -344,7 +351,7 @@ def _metrics(
     if not label.any() or label.all():
         return {}
     votes = votes_of(file.document.link, fit.member_scores, fit.weights, slices.weights)
-    combiner = Combiner(votes, fit.how, file.document.link, fit.final, 0.0)
+    combiner = Combiner(votes, fit.how, file.document.link, fit.final, 0.0, fit.incomplete)
     names = [model.node.name for model in models]
     return metrics_of(names, fit.member_scores[held], fit.score[held], label, combiner, fit.thresholds)
 
