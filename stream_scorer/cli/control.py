@@ -687,6 +687,7 @@ def disable(settings: Settings, name: str, member: str, force: bool, why: str, w
             _check_quorum(state, manifests, member, off | {each.key for each in wanted})
         _submit_each(console, name, "disable", wanted, who, why, wait_s)
         _warn_unjudged(state, manifests, member, off | {each.key for each in wanted})
+        _warn_not_calibrated(manifests, {each.key for each in wanted})
         if unread:
             raise StreamScorerError(
                 f"version {', '.join(unread)} cannot be read here: if it has a member {member}, that is still called",
@@ -971,6 +972,20 @@ def _warn_unjudged(
         if _lacking_in_one(manifests[version], manifests[other], disabled):
             text = f"until `enable`, the monitor neither confirms nor withdraws version {version.version}"
             click.echo(plain(f"{text}: its {member} is not that of version {other.version}"), err=True)
+
+
+def _warn_not_calibrated(manifests: dict[ServedVersion, Manifest], disabled: set[str]) -> None:
+    """Print a warning if versions with stacking have no calibrator for scores without the `disabled` members."""
+    from stream_scorer.ensemble.manifest import Stacking, member_key
+
+    found = []
+    for version, manifest in manifests.items():
+        used = {member_key(member) for member in manifest.members if member.weight > 0.0}
+        if isinstance(manifest.combiner, Stacking) and not manifest.incomplete_calibrator and used & disabled:
+            found.append(version.version)
+    if found:
+        text = "stacking without a calibrator for missing members: until `enable`, its thresholds may miss most frauds"
+        click.echo(plain(f"version {', '.join(found)}: {text}"), err=True)
 
 
 def _submit_each(

@@ -76,7 +76,8 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
         f"{_day(training.first_event_time)} to {_day(training.last_event_time)}, run {training.run_id}",
         "members": f"trained on data until {'an unknown time' if until is None else _day(until)}",
         "spec": f"{manifest.spec_name}, {len(manifest.features)} features, hash {manifest.feature_hash[:12]}",
-        "combiner": f"{manifest.formula}, quorum {manifest.quorum:g}, final calibrator {manifest.final_calibrator}",
+        "combiner": f"{manifest.formula}, quorum {manifest.quorum:g}, final calibrator {manifest.final_calibrator}"
+        + (f", if a member is missing {manifest.incomplete_calibrator}" if manifest.incomplete_calibrator else ""),
         "thresholds": f"review {policy.review:.4g}, block {policy.block:.4g}, policy {policy.policy_version}",
     }
     for label, fact in facts.items():

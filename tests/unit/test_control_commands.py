@@ -19,7 +19,7 @@ from stream_scorer.cli.checks import _ensemble as check_ensemble
 from stream_scorer.cli.main import cli
 from stream_scorer.ensemble.cache import EnsembleCache, Resolution
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.manifest import Manifest, member_key
+from stream_scorer.ensemble.manifest import Manifest, Platt, Stacking, member_key
 from stream_scorer.ensemble.registry import keep, register
 from stream_scorer.errors import ArtifactError, StreamScorerError
 from stream_scorer.records import (
@@ -275,6 +275,19 @@ def test_what_disable_refuses_and_what_it_cannot_reach(console: Console, tmp_pat
     assert console.run("disable", "cards", "one") == 1
     assert "version 2 cannot be read here" in console.error
     assert [member.key for member in console.state.disabled] == [champion.key("one")]
+
+
+def test_disable_warns_of_stacking_without_a_calibrator_for_missing_members(console: Console, tmp_path: Path) -> None:
+    how, text = Stacking(-0.2, [0.5, 0.9, 0.4]), "stacking without a calibrator for missing members"
+    compose(tmp_path / "mean")
+    compose(tmp_path / "old", combiner=how)
+    compose(tmp_path / "new", combiner=how, incomplete=Platt(2.5, -0.7))
+    for name in ("mean", "old", "new"):
+        version = ServedVersion(*keep(tmp_path / name, console.cache))
+        console.say("promote", version=version)
+        assert console.run("disable", "cards", "two") == 0
+        assert (f"version {version.version}: {text}" in console.out) == (text in console.out) == (name == "old")
+        assert console.run("enable", "cards", "two") == 0
 
 
 def test_disable_allows_exactly_the_weight_of_the_quorum(console: Console, tmp_path: Path) -> None:
