@@ -24,7 +24,11 @@ _ENDS = re.compile(
     r"Is it running\?|Create it: `stream-scorer topics create`|A broker that has just started may do so"
     r"|Does another scorer run with the same|COORDINATOR_LOAD_IN_PROGRESS|_DESTROY_BROKER|NOT_COORDINATOR"
 )
-KILLED, FAILED = -9, 1
+# How a scorer ends that starts while the version that should serve cannot be loaded: it has no other one.
+_UNLOADABLE = re.compile(
+    r"^error: cards local-\w+ was served from a folder and is not in the cache .*\[artifact_invalid\]$"
+)
+KILLED, FAILED, USAGE = -9, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +76,7 @@ def end_is_expected(code: int | None, tail: Sequence[str]) -> bool:
     if code == KILLED:
         return True
     errors = [place for place, line in enumerate(tail) if line.startswith("error: ")]
-    return code == FAILED and bool(errors) and bool(_ENDS.search("\n".join(tail[errors[-1] :])))
+    if not errors:
+        return False
+    last = tail[errors[-1] :]
+    return bool((code == FAILED and _ENDS.search("\n".join(last))) or (code == USAGE and _UNLOADABLE.match(last[0])))

@@ -64,9 +64,16 @@ def test_the_monitor_may_report_failures_of_services(raised: str, frame: str, ho
         (1, ["  Is it running?", "error: the processor is broken"], False),
         (0, ["10:00:00 INFO    stopped"], False),
         (2, ["error: a setting is wrong", "  Is it running?"], False),
+        (
+            2,
+            ["error: cards local-94 was served from a folder and is not in the cache /c [artifact_invalid]", "  x"],
+            True,
+        ),
         (-11, [], False),
         (None, [], False),
     ],
 )
-def test_a_process_may_end_by_itself_if_kafka_does_not_answer(code: int | None, tail: list[str], holds: bool) -> None:
+def test_a_process_may_end_by_itself_if_a_service_or_the_version_is_not_there(
+    code: int | None, tail: list[str], holds: bool
+) -> None:
     assert end_is_expected(code, tail) == holds
