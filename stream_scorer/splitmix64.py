@@ -6,7 +6,8 @@ Source: Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OO
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from stream_scorer.compiled import njit
 
 # The increment of the generator: 2^64 divided by the golden ratio.
 STEP = 0x9E3779B97F4A7C15

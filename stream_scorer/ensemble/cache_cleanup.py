@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from stream_scorer.clock import Clock
+from stream_scorer.compiled import mark_used
 from stream_scorer.ensemble.cache import Resolution
 from stream_scorer.ensemble.manifest import manifest_digest, read_manifest
 from stream_scorer.errors import ArtifactError
@@ -59,7 +60,8 @@ class CacheCleanup:
             stop.wait(INTERVAL_S)
 
     def step(self) -> None:
-        """Mark the ensembles in use, then remove what exceeds the bounds."""
+        """Mark the ensembles and the compiled code in use, then remove ensembles that exceed the bounds."""
+        mark_used()
         now_s = self._clock.now_ms() / 1_000
         for digest in self._in_use():
             with contextlib.suppress(OSError):  # not cached, or of another user

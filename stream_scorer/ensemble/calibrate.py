@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from stream_scorer.compiled import njit
 from stream_scorer.ensemble.links import clipped, logit_of, sigmoid_of
 from stream_scorer.ensemble.manifest import Beta, Calibrator, Isotonic, Platt
 

@@ -22,9 +22,9 @@ from typing import Protocol
 
 import msgspec
 import numpy as np
-from numba import njit
 
 from stream_scorer.arrays import Bools, Floats, Int8s, Ints
+from stream_scorer.compiled import njit
 from stream_scorer.ensemble.calibrate import CalibratorTable, calibrate_one
 from stream_scorer.ensemble.links import clipped, logit_of, rank_of, sigmoid_of
 from stream_scorer.ensemble.manifest import (

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from stream_scorer.compiled import njit
 
 # A probability of 0 or 1 has no logit. 1e-6 is below any rate that a fraud model can estimate.
 EPSILON = 1e-6

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from stream_scorer.arrays import Bools, Floats, Ints
+from stream_scorer.compiled import njit
 from stream_scorer.ensemble.combination import (
     Combination,
     coefficients_of,

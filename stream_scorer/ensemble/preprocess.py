@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from stream_scorer.compiled import njit
 from stream_scorer.ensemble.manifest import Input
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from stream_scorer.compiled import njit
 
 # Libraries that compute in float32 leave [0, 1] by up to 1e-7: LightGBM's forests of pure leaves, forests in ONNX.
 ROUNDING = 1e-6

@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from stream_scorer.arrays import Bools, Floats, Int8s, Ints, UInt8s
+from stream_scorer.compiled import njit
 from stream_scorer.evaluation.result import Interval
 from stream_scorer.records import DECISIONS
 from stream_scorer.splitmix64 import STEP, finalise

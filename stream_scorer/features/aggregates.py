@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from stream_scorer.arrays import Floats, Int8s, Ints
+from stream_scorer.compiled import njit
 from stream_scorer.features import kernel
 from stream_scorer.features.arguments import Events, Rows
 from stream_scorer.features.plan import EntityPlan

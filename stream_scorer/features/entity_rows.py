@@ -9,9 +9,9 @@ from itertools import count, repeat
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from stream_scorer.arrays import Bools, Int8s, Ints
+from stream_scorer.compiled import njit
 from stream_scorer.features import kernel, panes
 from stream_scorer.features.arguments import Events, LabelEvents, Rows
 from stream_scorer.features.plan import EntityPlan

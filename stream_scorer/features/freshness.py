@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from stream_scorer.arrays import Bools, Ints
+from stream_scorer.compiled import njit
 from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.state.rows import AppliedOffsets, RowUpdate
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from stream_scorer.arrays import Bools, Floats, Ints
+from stream_scorer.compiled import njit
 from stream_scorer.features.arguments import Events, LabelEvents, PaneLevels, Rows, Windows
 from stream_scorer.features.pane_kind import pane_delay, pane_is_of_labels, pane_level
 from stream_scorer.state.row_format import HASH, KIND, PANE, TIME, TRANSACTION, VALUE

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from stream_scorer.compiled import njit
 from stream_scorer.state import row_format
 
 pane_kind = njit(inline="always")(row_format.pane_kind)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from stream_scorer.arrays import Bools, Ints
+from stream_scorer.compiled import njit
 from stream_scorer.features.arguments import Rows
 from stream_scorer.features.pane_kind import pane_is_of_labels, pane_kind, pane_level
 from stream_scorer.features.plan import EntityPlan

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from stream_scorer.compiled import njit
 
 _NEWLINE, _COMMA, _OPEN, _CLOSE, _END = (ord(letter) for letter in "\n,[]}")
 _ZERO = ord("0")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from stream_scorer.arrays import Bools, Int8s, Ints
+from stream_scorer.compiled import njit
 from stream_scorer.records import DECISIONS
 
 # Columns of a group's counts: total, duplicates, degraded and fallback, then per decision rows and money. The newest

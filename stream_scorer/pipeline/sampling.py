@@ -8,9 +8,9 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from numba import njit
 
 from stream_scorer.arrays import Bools, Int8s, Ints, UInt64s
+from stream_scorer.compiled import njit
 from stream_scorer.pipeline.batch import MicroBatch
 from stream_scorer.records import CARD_GROUPS, DECISIONS
 from stream_scorer.serde.decoder import Transactions, hash_ids

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 from numpy.typing import NDArray
 
 from stream_scorer.arrays import Floats, Int8s, Ints, UInt8s
+from stream_scorer.compiled import njit
 
 # The fields of `lineage.SCHEMA_FIELDS` have 13 nodes, of which two are those of the values of lists, and 25 buffers.
 _NODES, _LISTS, _AGES, _BUFFERS = 13, (6, 8), (9, 10), 25

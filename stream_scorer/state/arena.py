@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from stream_scorer.arrays import Bools, Ints
+from stream_scorer.compiled import njit
 from stream_scorer.state.row_format import FIELD_DTYPE, FIELDS, TIME
 
 _FIRST_ENTRIES, _FIRST_ROWS = 1_024, 256

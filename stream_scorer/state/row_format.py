@@ -22,7 +22,7 @@ The offsets applied to the rows are stored beside them, per source partition, as
 next offset, event-time watermark (ms), and target offset of a rebuild.
 
 Python and numba import the constants. Lua scripts receive them from `stream_scorer.state.scripts`.
-numba caches compiled kernels and does not notice a change of this file: delete its cache after a change (ADR 0022).
+Kernels that contain them are compiled again after a change (ADR 0055).
 
 `LAYOUT_VERSION` is part of the namespace of the keys and not of the row, so an append needs no header check. Increase
 it with every change of this format: features are then rebuilt in another namespace, as for another spec

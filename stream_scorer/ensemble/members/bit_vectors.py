@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from stream_scorer.compiled import njit
 from stream_scorer.ensemble.members.vectors import (
     BYTES,
     all_bytes,

@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 from msgspec import Meta
-from numba import njit
 from numpy.typing import NDArray
 
+from stream_scorer.compiled import njit
 from stream_scorer.ensemble.links import sigmoid_of
 from stream_scorer.ensemble.members.vectors import (
     DOUBLES,

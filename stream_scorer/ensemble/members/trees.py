@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from stream_scorer.compiled import njit
 from stream_scorer.ensemble.members.bit_vectors import BitVectors, Nodes
 
 
