@@ -47,7 +47,12 @@ def run(context: Context) -> Result:
         # name: (flags that differ, exit code, words the message must hold)
         cases: dict[str, tuple[dict[str, str], int, list[str]]] = {
             "no broker": ({"--bootstrap": f"127.0.0.1:{closed}"}, 1, ["Kafka", str(closed), "kafka.bootstrap"]),
-            "wrong topic": ({"--topic-prefix": "nobody."}, 2, ["nobody.transactions", "topics create"]),
+            "wrong topic": (
+                {"--topic-prefix": "nobody.", "--group": "nobody"},
+                2,
+                ["nobody.transactions", "topics create"],
+            ),
+            "another installation's group": ({"--topic-prefix": "staging."}, 2, ["scorer.group", "topics.prefix"]),
             "missing model": ({"--ensemble": "./nowhere"}, 2, ["nowhere"]),
             "bad spec": ({"--spec": str(folder / "bad.yaml")}, 2, ["bad.yaml", "version"]),
             "broken YAML": ({"--spec": str(folder / "broken.yaml")}, 2, ["broken.yaml", "YAML"]),

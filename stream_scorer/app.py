@@ -102,7 +102,12 @@ def load_serving_ensemble(settings: Settings, checked: CheckedSpec) -> Ensemble:
 
 
 def input_partitions(settings: Settings) -> tuple[Topics, list[SourcePartition]]:
-    """The topics, and every partition of the inputs. Raises `UsageError` unless all exist with equal counts."""
+    """The topics, and every partition of the inputs.
+
+    Raises:
+        UsageError: the topics do not exist with equal counts, or the group may be that of another installation.
+    """
+    settings.group("scorer.group")
     topics = Topics.of(settings)
     counts = TopicAdmin(settings.require("kafka.bootstrap")).require(topics.scorer_topics())
     inputs = [SourcePartition(t, p) for t in (topics.transactions, topics.labels) for p in range(counts[t])]
@@ -117,7 +122,7 @@ def make_store(
     Raises:
         StateUnavailable: a Redis Cluster does not answer. Its client must know the nodes.
     """
-    url, shards = settings.require("redis.url"), settings["redis.shards"]
+    url, shards, group = settings.require("redis.url"), settings["redis.shards"], settings.group("scorer.group")
     connected = connect_cluster if settings["redis.cluster"] else connect
     client = connected(url, timeout_s=SCORING_TIMEOUT_S, connect_timeout_s=SCORING_CONNECT_TIMEOUT_S)
     admin = TopicAdmin(settings["kafka.bootstrap"])
@@ -125,11 +130,11 @@ def make_store(
     topic_ids = [admin.topic_id(name) for name in topics.inputs()]
     store = RedisRowStore(
         client,
-        rows_namespace(settings["scorer.group"], checked.rows_hash, topic_ids, checked.pseudonyms.fingerprint),
+        rows_namespace(group, checked.rows_hash, topic_ids, checked.pseudonyms.fingerprint),
         inputs,
         labels_topic=topics.labels,
         horizon_ms=reach_ms(checked),
-        about=f"group {settings['scorer.group']}, spec {checked.spec.name} with features {checked.feature_hash[:12]}",
+        about=f"group {group}, spec {checked.spec.name} with features {checked.feature_hash[:12]}",
     )
     return store if shards == 1 else ShardedRedisRows.over(store, engine.sharding(shards))
 
@@ -294,7 +299,7 @@ def make_follower(
     check_topic_settings(TopicAdmin(bootstrap), topics)
     writer = RecordWriter(bootstrap)
     return Follower(
-        ScorerIdentity(name, settings["scorer.instance"], settings["scorer.group"]),
+        ScorerIdentity(name, settings["scorer.instance"], settings.group("scorer.group")),
         ControlLog(bootstrap, topics.control),
         first,
         lambda version: load_version(settings, checked, name, version),
@@ -442,11 +447,14 @@ def watch_rules(settings: Settings) -> WatchRules:
 
 @contextmanager
 def mirroring_aliases(settings: Settings) -> Iterator[None]:
-    """Inside the block, a thread keeps the aliases of the registry `mlflow.url` at the versions that serve."""
+    """Inside the block, a thread keeps the aliases of the registry `mlflow.url` at the versions that serve.
+
+    Without a registry, or if `mlflow.champion_alias` is off, nothing does.
+    """
     from stream_scorer.ensemble.registry import set_alias
 
     url, bootstrap = settings["mlflow.url"], settings.require("kafka.bootstrap")
-    if not url:
+    if not url or not settings["mlflow.champion_alias"]:
         yield
         return
     stop = threading.Event()
@@ -491,7 +499,7 @@ def running_bulkhead(settings: Settings) -> Iterator[Bulkhead]:
     with ExitStack() as lifetime:
         watchdog = None
         if limit_s:
-            name = f"{settings['scorer.group']}-{settings['scorer.instance']}"
+            name = f"{settings.group('scorer.group')}-{settings['scorer.instance']}"
             path = Path(settings["cache.dir"]).expanduser() / "watch" / hashlib.sha256(name.encode()).hexdigest()[:16]
             try:
                 watchdog = Watchdog(path, limit_s=limit_s, slots=threads)
@@ -533,7 +541,11 @@ def make_processor(
     checked: CheckedSpec | None,
 ) -> Processor:
     """A processor of the input topics that writes what `stages` computed. Without a spec, it reads no times."""
-    bootstrap, group, instance = settings["kafka.bootstrap"], settings["scorer.group"], settings["scorer.instance"]
+    bootstrap, group, instance = (
+        settings["kafka.bootstrap"],
+        settings.group("scorer.group"),
+        settings["scorer.instance"],
+    )
     times = {}
     if checked is not None:
         times = {topics.transactions: times_of(checked.spec.transaction.time), topics.labels: times_of("labelled_at")}

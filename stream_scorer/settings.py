@@ -200,6 +200,14 @@ CATALOGUE: tuple[Setting, ...] = (
     Setting("mlflow.username", "", "User of the MLflow registry (basic authentication).", ""),
     Setting("mlflow.password", "", "Password of the MLflow registry (basic authentication).", "", secret=True),
     Setting("mlflow.ca_file", "", "PEM file of the authorities that sign the registry's certificate.", ""),
+    Setting(
+        "mlflow.champion_alias",
+        "",
+        "Whether `promote`, `rollback` and the monitor move the registry's alias `champion` to the version that "
+        "serves. Of the installations that share a registered ensemble, one may (docs/control.md).",
+        True,
+        "yes or no",
+    ),
     Setting("topics.prefix", "--topic-prefix", "Prefix of every topic name that is not set.", ""),
     *(_topic(key, default) for key, default in TOPICS.items()),
     Setting("scorer.spec", "--spec", "Path of the pipeline spec.", ""),
@@ -604,6 +612,26 @@ class Settings:
         for name in names:
             if name in self.refused:
                 raise self.refused[name]
+
+    def group(self, name: str) -> str:
+        """The consumer group in the setting `name`.
+
+        Raises:
+            SettingsError: it is the default one, but `topics.prefix` is set. The prefix separates the topics of
+                installations on the same brokers; with the same group, they would share the partitions and the
+                transactional ids, and so fence each other.
+        """
+        group: str = self._values[name]
+        if not self._values["topics.prefix"] or self._sources[name] != "default":
+            return group
+        setting = _BY_NAME[name]
+        own = f"{self._values['topics.prefix']}{group}"
+        raise SettingsError(
+            f"{self.describe('topics.prefix')}, but {name} is not set: installations on the same brokers must not "
+            f"share the group {group}, which is the default",
+            hint=f"Set {setting.variable}, or {name} in {SETTINGS_FILE}, to {group} if this installation has used it "
+            f"so far and no other one does: a new group begins anew. Otherwise to a name of its own, such as {own}.",
+        )
 
     def require(self, name: str) -> Any:
         """The value of `name`. Raises `SettingsError` if no source sets it."""

@@ -124,6 +124,7 @@ def run_checks(settings: Settings, role: Role = "scorer") -> Iterator[Check]:
 
 def _checks(role: Role) -> list[tuple[str, Callable[[Settings], str]]]:
     of_role: list[tuple[str, Callable[[Settings], str]]] = [
+        ("group", partial(_group, role=role)),
         ("topics", partial(_topics, role=role)),
         ("permissions", partial(_permissions, role=role)),
         ("record keys", partial(_record_keys, role=role)),
@@ -152,6 +153,15 @@ def _broker(settings: Settings) -> str:
 
     found = TopicAdmin(_wanted(settings, "kafka.bootstrap")).partitions()
     return f"answers, {len(found)} topics"
+
+
+def _group(settings: Settings, role: Role) -> str:
+    from stream_scorer.kafka.permissions import GROUPS
+
+    if role not in GROUPS:
+        raise _SkippedError(f"the role {role} uses no group of this installation")
+    setting = next(s for s in CATALOGUE if s.name == GROUPS[role])
+    return shown_value(setting, settings.group(setting.name))
 
 
 def _topics(settings: Settings, role: Role) -> str:

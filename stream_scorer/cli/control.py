@@ -168,11 +168,11 @@ class _Console:
             click.echo(plain(f"{text}: version {other.version} does not have the same member"), err=True)
 
     def _move_alias(self, state: ServingState) -> None:
-        """Move the alias `champion` in the registry to the version that serves."""
+        """Move the alias `champion` in the registry to the version that serves, unless a setting forbids it."""
         from stream_scorer.control.aliases import CHAMPION
         from stream_scorer.ensemble.registry import set_alias
 
-        if not state.champion.version.isdigit():
+        if not state.champion.version.isdigit() or not self.settings["mlflow.champion_alias"]:
             return
         try:
             self.settings.refuse_mixed("mlflow.url")

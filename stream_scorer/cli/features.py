@@ -145,7 +145,7 @@ def _rebuild_rows(
     from stream_scorer.pipeline.starting_points import find_beginning
     from stream_scorer.positions import Span
 
-    group, records = settings["scorer.group"], 0
+    group, records = settings.group("scorer.group"), 0
     progress = Progress("rebuilding rows", None, SystemClock())
 
     def on_progress(more: int, remaining: int) -> None:

@@ -68,6 +68,7 @@ def monitor(settings: Settings) -> None:
     from stream_scorer.spec import load_spec
     from stream_scorer.spec.model import duration_ms
 
+    settings.group("monitor.group")  # refuses one that another installation may use
     of_folder = Path(settings["scorer.ensemble"]).is_dir()
     settings.refuse_mixed("kafka.bootstrap", "redis.url", *(() if of_folder else ("mlflow.url",)))
     clock = SystemClock()

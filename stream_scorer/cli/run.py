@@ -45,6 +45,7 @@ def run(settings: Settings, passthrough: bool) -> None:
     """
     if not passthrough:  # the registry only if the ensemble is not a folder: its look-up refuses
         settings.refuse_mixed("kafka.bootstrap", "redis.url")
+    settings.group("scorer.group")  # refuses one that another installation may use
     leave_process_one()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # Imports and start take seconds, or as long as a broker is away. A SIGTERM during that time is an orderly stop too.

@@ -80,7 +80,7 @@ def acls(settings: Settings, role: str, principal: str | None) -> None:
     """
     from typing import cast
 
-    from stream_scorer.kafka.permissions import Role, acl_commands, names_of, permissions, to_command
+    from stream_scorer.kafka.permissions import GROUPS, Role, acl_commands, names_of, permissions, to_command
 
     who = principal or f"User:{role}"
     kind, _, user = who.partition(":")
@@ -88,6 +88,8 @@ def acls(settings: Settings, role: str, principal: str | None) -> None:
         raise click.BadParameter(
             f"{who!r} is not a principal of Kafka, such as User:{who.strip(':')}", param_hint="--principal"
         )
+    if role in GROUPS:
+        settings.group(GROUPS[role])
     names = names_of(settings)
     for command in acl_commands(permissions(cast(Role, role), names, user), who):
         click.echo(command)

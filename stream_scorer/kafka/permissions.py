@@ -25,6 +25,8 @@ from stream_scorer.settings import Settings
 
 Role = Literal["scorer", "monitor", "operator", "subscriber", "trainer", "auditor", "producer"]
 ROLES: tuple[Role, ...] = ("scorer", "monitor", "operator", "subscriber", "trainer", "auditor", "producer")
+# The setting of the group that a role needs.
+GROUPS: Mapping[str, str] = {"scorer": "scorer.group", "monitor": "monitor.group"}
 Kind = Literal["topic", "group", "transactional-id"]
 _TOPIC_TIMEOUT_S, _GROUP_TIMEOUT_S, _RETRY_S = 10.0, 30.0, 0.2
 

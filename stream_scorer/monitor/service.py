@@ -81,7 +81,7 @@ class MonitorSettings:
             redis=settings.require("redis.url"),
             state_dir=Path(settings["monitor.state_dir"]).expanduser(),
             topics=Topics.of(settings),
-            group=settings["monitor.group"],
+            group=settings.group("monitor.group"),
             instance=settings["monitor.instance"],
             namespace=settings["monitor.namespace"],
             window_panes=tuple(sorted({1, *settings["monitor.windows"]})),

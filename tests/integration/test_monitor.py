@@ -306,7 +306,8 @@ class Monitor:
     ) -> Monitor:
         command = [
             sys.executable, __file__, "--bootstrap", stack.addresses.kafka, "--redis", stack.addresses.redis,
-            "--topic-prefix", topics.prefix, "--spec", str(SPEC), "--state-dir", str(state), "--metrics-port", "0",
+            "--topic-prefix", topics.prefix, "--monitor-group", "stream-scorer-monitor", "--spec", str(SPEC),
+            "--state-dir", str(state), "--metrics-port", "0",
             "--idle-after", "3", "--emit-every", "0.5", *more,
         ]  # fmt: skip
         return cls(

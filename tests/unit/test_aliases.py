@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 import msgspec
 import pytest
 
+from stream_scorer import app
 from stream_scorer.control.aliases import CHECK_S, MAX_BACKOFF_S, REPEAT_S, AliasMirror
 from stream_scorer.errors import RegistryUnavailable
 from stream_scorer.records import Command, ServedVersion
+from stream_scorer.settings import load_settings
 from tests.support.control import MemoryControlLog
 
 ONE, TWO = (ServedVersion(str(i), str(i) * 64) for i in (1, 2))
@@ -100,3 +105,14 @@ def test_a_registry_that_does_not_answer_is_tried_again_with_pauses(monkeypatch:
     clock.now += MAX_BACKOFF_S
     mirror.step()
     assert registry.aliases == {"cards": "1"}
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_an_installation_that_shares_a_registry_may_leave_the_alias_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: bool
+) -> None:
+    started = threading.Event()
+    monkeypatch.setattr(app.AliasMirror, "run", lambda _self, _stop: started.set())
+    flags = {"kafka.bootstrap": "127.0.0.1:1", "mlflow.url": "http://m:1", "mlflow.champion_alias": moves}
+    with app.mirroring_aliases(load_settings(flags, environment={}, directory=tmp_path)):
+        assert started.wait(5) if moves else not started.is_set()

@@ -319,6 +319,7 @@ def test_checks_of_services_that_are_gone_fail_without_their_passwords(tmp_path:
         "python": "ok",
         "spec": "failed",
         "broker": "skipped",
+        "group": "ok",
         "topics": "skipped",
         "permissions": "skipped",
         "record keys": "skipped",

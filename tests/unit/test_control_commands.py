@@ -142,6 +142,24 @@ def test_commands_that_need_no_registry_accept_mixed_addresses(
     assert "mlflow.url would be that of the local stack" in console.error
 
 
+def test_an_installation_that_shares_a_registry_leaves_the_alias_alone(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[str] = []
+    monkeypatch.setattr(
+        "stream_scorer.ensemble.registry.set_alias", lambda name, alias, version, _url: moved.append(version)
+    )
+    monkeypatch.setenv("STREAM_SCORER_MLFLOW_URL", "http://m:1")
+    console.say("promote", version=ONE)
+    console.say("promote", version=TWO)
+    assert console.run("rollback", "cards") == 0
+    assert moved == ["1"]
+    console.say("promote", version=TWO)
+    monkeypatch.setenv("STREAM_SCORER_MLFLOW_CHAMPION_ALIAS", "no")
+    assert console.run("rollback", "cards") == 0
+    assert (moved, console.state.champion) == (["1"], ONE)
+
+
 def test_recover_from_a_version_is_for_this_ensemble_and_only_without_a_recorded_state(
     console: Console, tmp_path: Path
 ) -> None:

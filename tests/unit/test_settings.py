@@ -202,6 +202,57 @@ def test_the_watchdog_waits_longer_than_a_member_may_take(tmp_path: Path) -> Non
         load_settings({"scorer.watchdog_timeout_s": watchdog_s}, environment=environment, directory=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "today"), [("scorer.group", "stream-scorer"), ("monitor.group", "stream-scorer-monitor")]
+)
+def test_a_prefix_of_topics_needs_a_group_of_its_own(tmp_path: Path, name: str, today: str) -> None:
+    """Two installations on the same brokers would share the partitions, and fence each other's producers."""
+
+    def group(**more: str) -> str:
+        flags = {key.replace("__", "."): value for key, value in more.items()}
+        return load_settings(flags, environment={}, directory=tmp_path).group(name)
+
+    assert group() == today
+    # Topics that have other names say nothing about another installation.
+    assert group(topics__transactions="payments.card.auth", topics__scores="fraud.scores") == today
+    with pytest.raises(SettingsError) as caught:
+        group(topics__prefix="staging.")
+    assert "topics.prefix = staging. (from flag)" in caught.value.message
+    assert f"{name} is not set" in caught.value.message
+    variable = next(setting.variable for setting in CATALOGUE if setting.name == name)
+    assert variable in caught.value.hint and f"staging.{today}" in caught.value.hint
+    assert f"to {today} if this installation" in caught.value.hint
+    key = name.replace(".", "__")
+    assert group(topics__prefix="staging.", **{key: "staging.scorers"}) == "staging.scorers"
+    assert group(topics__prefix="staging.", **{key: today}) == today
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"], ["run", "--passthrough"], ["monitor"], ["features", "check"], ["features", "expire"],
+        ["features", "rebuild"], ["features", "show", "customer", "c1"],
+        ["topics", "acls", "--role", "scorer"], ["topics", "acls", "--role", "monitor"],
+    ],
+)  # fmt: skip
+def test_each_command_that_uses_a_group_refuses_the_default_one_with_a_prefix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STREAM_SCORER_TOPICS_PREFIX", "staging.")
+    monkeypatch.setenv(VARIABLE, "127.0.0.1:9")
+    done = CliRunner().invoke(cli, [*arguments, *([] if arguments[0] == "topics" else ["--spec", str(CARDS)])])
+    assert isinstance(done.exception, SettingsError), done.output
+    assert ("monitor" if "monitor" in arguments else "scorer") + ".group is not set" in done.exception.message
+
+
+@pytest.mark.parametrize("role", ["operator", "subscriber", "trainer", "producer"])
+def test_roles_without_a_group_of_the_installation_need_none(monkeypatch: pytest.MonkeyPatch, role: str) -> None:
+    monkeypatch.setenv("STREAM_SCORER_TOPICS_PREFIX", "staging.")
+    done = CliRunner().invoke(cli, ["topics", "acls", "--role", role])
+    assert done.exit_code == 0 and "staging." in done.output
+
+
 def test_a_misspelled_name_gets_a_suggestion(tmp_path: Path) -> None:
     names = ("KAFKA_BOOTSTRP", "REDIS_PASWORD_FILE", "KAFKA_CLIENT_CLIENT_RACK", "SERVICE_HOST", "PORT")
     variables = {f"STREAM_SCORER_{name}": "x" for name in names}
