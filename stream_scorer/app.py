@@ -241,7 +241,7 @@ def check_topic_settings(admin: TopicAdmin, topics: Topics) -> None:
     except StreamScorerError as error:
         _log.warning("the settings of the topics are not checked: %s", error.message)
         return
-    for name, problems in find_problems(topics, configs, admin.replicas()).items():
+    for name, problems in find_problems(topics, configs, admin.replicas(), brokers=admin.brokers()).items():
         _log.warning("topic %s: %s", name, "; ".join(problems))
     if lost := loses_commands(configs[topics.control]):
         raise SettingsError(

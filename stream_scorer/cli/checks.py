@@ -177,13 +177,13 @@ def _topics(settings: Settings, role: Role) -> str:
         admin.require([name for name in topics.of_one_partition() if name in visible])
         if not counts:
             return "none for this role"
-        configs, replicas = admin.configs(visible), admin.replicas()
+        configs, replicas, brokers = admin.configs(visible), admin.replicas(), admin.brokers()
     except BrokerUnavailable:
         raise _SkippedError("the broker does not answer") from None
     except AccessDenied as error:
         raise _SkippedError(error.message) from None
     replicas = {name: count for name, count in replicas.items() if name in visible}
-    problems = find_problems(topics, configs, replicas, *reach_and_horizon(settings))
+    problems = find_problems(topics, configs, replicas, *reach_and_horizon(settings), brokers=brokers)
     if problems:
         raise StreamScorerError(
             "; ".join(f"{name}: {', '.join(found)}" for name, found in problems.items()),

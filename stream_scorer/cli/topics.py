@@ -38,7 +38,7 @@ def topics() -> None:
 @click.option(
     "--replication",
     type=click.IntRange(1, 9),
-    help="Replicas of each partition.  [default: as the topics that exist, else 1]",
+    help="Replicas of each partition.  [default: as the topics that exist, else the broker's default]",
 )
 @with_settings("kafka.bootstrap", "topics.prefix", "scorer.spec")
 def create(settings: Settings, partitions: int | None, replication: int | None) -> None:
@@ -114,11 +114,12 @@ def check(settings: Settings) -> None:
     names, needed = Topics.of(settings), reach_and_horizon(settings)
     admin = TopicAdmin(settings.require("kafka.bootstrap"))
     counts = admin.require(names.of_partitions()) | admin.require(names.of_one_partition())
-    problems = find_problems(names, admin.configs(counts), admin.replicas(), *needed)
+    problems = find_problems(names, admin.configs(counts), admin.replicas(), *needed, brokers=admin.brokers())
     for name, count in counts.items():
         click.echo("\t".join([name, f"{count} partitions", *problems.get(name, [])]))
     if problems:
         raise CheckFailed(
             f"topics with wrong settings: {', '.join(problems)}",
-            hint="Change them with `kafka-configs.sh --alter --entity-type topics --entity-name TOPIC --add-config …`.",
+            hint="Change them with `kafka-configs.sh --alter --entity-type topics --entity-name TOPIC --add-config …`, "
+            "and replicas with `kafka-reassign-partitions.sh`.",
         )

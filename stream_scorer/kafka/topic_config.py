@@ -15,7 +15,13 @@ Config = Mapping[str, str]
 
 
 def find_problems(
-    topics: Topics, configs: Mapping[str, Config], replicas: Mapping[str, int], reach_ms: int = 0, horizon_ms: int = 0
+    topics: Topics,
+    configs: Mapping[str, Config],
+    replicas: Mapping[str, int],
+    reach_ms: int = 0,
+    horizon_ms: int = 0,
+    *,
+    brokers: int = 1,
 ) -> dict[str, list[str]]:
     """What is wrong with the settings of each topic; topics without a problem are left out.
 
@@ -23,9 +29,14 @@ def find_problems(
         configs: the settings of the topics that are to be checked. replicas: number of replicas of each.
         reach_ms: how far back features look; 0 if unknown.
         horizon_ms: the label horizon; 0 if unknown.
+        brokers: number of brokers of the cluster.
     """
     most = max((replicas.get(name, 1) for name in configs), default=1)
-    found = {name: _problems(topics, name, config, replicas.get(name, 1), most) for name, config in configs.items()}
+    found = {name: _problems(topics, name, config, replicas.get(name, 1)) for name, config in configs.items()}
+    for name, problems in found.items():
+        if replicas.get(name, 1) == 1 < max(most, brokers):
+            others = f"other topics have up to {most}" if most > 1 else f"the cluster has {brokers} brokers"
+            problems.append(f"has one replica, {others}: it is lost with its broker")
     for name in topics.inputs():
         if name in configs:
             found[name] += _short_retention(
@@ -70,7 +81,7 @@ def _short_retention(config: Config, needed_ms: int, need: str, otherwise: str) 
     return found
 
 
-def _problems(topics: Topics, name: str, config: Config, replicas: int, most: int) -> list[str]:
+def _problems(topics: Topics, name: str, config: Config, replicas: int) -> list[str]:
     wanted = {"cleanup.policy": "delete"} | topics.config(name)
     # How often compaction runs is a matter of disk space only.
     wanted.pop("segment.ms", None)
@@ -85,6 +96,4 @@ def _problems(topics: Topics, name: str, config: Config, replicas: int, most: in
     in_sync = int(config.get("min.insync.replicas", 1))
     if replicas >= SAFE_REPLICAS and in_sync < 2:
         problems.append(f"min.insync.replicas is {in_sync}, must be 2 with {replicas} replicas")
-    if replicas == 1 < most:
-        problems.append(f"has one replica, other topics have up to {most}: it is lost with its broker")
     return problems

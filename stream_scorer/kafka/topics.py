@@ -10,11 +10,11 @@ from types import MappingProxyType
 
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    ClusterMetadata,
     ConfigResource,
     NewTopic,
     OffsetSpec,
     ResourceType,
-    TopicMetadata,
 )
 
 from stream_scorer.connections import Brokers
@@ -112,6 +112,8 @@ _SINGLE = {
 
 # Partitions of a partitioned topic, if there is none yet.
 DEFAULT_PARTITIONS = 4
+# Instead of a number of replicas: the broker decides.
+BROKER_DEFAULT = -1
 
 
 def _common_config(replication: int) -> dict[str, str]:
@@ -120,7 +122,7 @@ def _common_config(replication: int) -> dict[str, str]:
 
 
 def numbers_of(topics: Topics, partitions: Mapping[str, int], replicas: Mapping[str, int]) -> tuple[int, int]:
-    """Partitions and replicas for new topics: those of the topics that exist.
+    """Partitions and replicas for new topics: those of the topics that exist, else `BROKER_DEFAULT` replicas.
 
     Args:
         partitions, replicas: of every topic on the broker, by name.
@@ -128,7 +130,7 @@ def numbers_of(topics: Topics, partitions: Mapping[str, int], replicas: Mapping[
     like = next((name for name in topics.of_partitions() if name in partitions), None)
     return (
         DEFAULT_PARTITIONS if like is None else partitions[like],
-        max((replicas[name] for name in topics.all() if name in replicas), default=1),
+        max((replicas[name] for name in topics.all() if name in replicas), default=BROKER_DEFAULT),
     )
 
 
@@ -141,20 +143,24 @@ class TopicAdmin:
 
     def partitions(self) -> dict[str, int]:
         """Partition count of every topic on the broker."""
-        return {name: len(topic.partitions) for name, topic in self._list().items()}
+        return {name: len(topic.partitions) for name, topic in self._metadata().topics.items()}
 
     def replicas(self) -> dict[str, int]:
         """Number of replicas of every topic on the broker."""
         return {
             name: min((len(partition.replicas) for partition in topic.partitions.values()), default=0)
-            for name, topic in self._list().items()
+            for name, topic in self._metadata().topics.items()
         }
 
-    def _list(self) -> dict[str, TopicMetadata]:
+    def brokers(self) -> int:
+        """Number of brokers of the cluster."""
+        return len(self._metadata().brokers)
+
+    def _metadata(self) -> ClusterMetadata:
         secured = isinstance(self._bootstrap, Brokers) and self._bootstrap.properties
         for timeout_s in (_FIRST_TIMEOUT_S, _TIMEOUT_S) if secured else (_TIMEOUT_S,):
             try:
-                return dict(self._client.list_topics(timeout=timeout_s).topics)
+                return self._client.list_topics(timeout=timeout_s)
             except KafkaException as error:
                 refusal = find_refusal(self._bootstrap)
                 if refusal is not None or timeout_s == _TIMEOUT_S:
@@ -186,13 +192,15 @@ class TopicAdmin:
         """Create every missing topic, wait until the broker lists them, and return their names.
 
         `keep_ms` is the retention by topic, whatever its size; of the other topics, the broker's default. None for
-        `partitions` or `replication`: as the topics that exist (`numbers_of`).
+        `partitions` or `replication`: as the topics that exist (`numbers_of`), else the broker's default of replicas.
         """
         present = self.partitions()
         if partitions is None or replication is None:
             like = numbers_of(topics, present, self.replicas())
             partitions = like[0] if partitions is None else partitions
             replication = like[1] if replication is None else replication
+        if replication == BROKER_DEFAULT:
+            replication = self._default_replicas()
         kept = {name: {"retention.ms": str(keep), "retention.bytes": "-1"} for name, keep in keep_ms.items()}
         new = [
             NewTopic(
@@ -205,6 +213,15 @@ class TopicAdmin:
             if name not in present
         ]
         return self._create(new)
+
+    def _default_replicas(self) -> int:
+        """The broker's default of replicas; `BROKER_DEFAULT` if this user may not read it."""
+        resource = ConfigResource(ResourceType.BROKER, str(min(self._metadata().brokers)))
+        try:
+            found = self._client.describe_configs([resource], request_timeout=_TIMEOUT_S)[resource].result()
+            return int(found["default.replication.factor"].value)
+        except (KafkaException, KeyError, TypeError, ValueError):
+            return BROKER_DEFAULT
 
     def create(self, names: list[str], partitions: int, *, replication: int = 1) -> list[str]:
         """Create the missing topics of `names`, like `create_all`."""

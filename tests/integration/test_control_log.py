@@ -29,7 +29,7 @@ from stream_scorer.errors import SettingsError
 from stream_scorer.kafka.config import client_config, producer_config
 from stream_scorer.kafka.control_log import ControlLog, RecordWriter
 from stream_scorer.kafka.topic_config import find_problems
-from stream_scorer.kafka.topics import TopicAdmin, Topics
+from stream_scorer.kafka.topics import BROKER_DEFAULT, TopicAdmin, Topics
 from stream_scorer.observability.liveness import Health
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import Action, Command, ServedVersion
@@ -128,7 +128,7 @@ def test_a_log_that_has_lost_its_first_records_is_read_from_where_it_begins(
 def test_topics_as_created_have_no_wrong_settings(bootstrap: str, topics: Topics) -> None:
     admin = TopicAdmin(bootstrap)
     configs = admin.configs(topics.all())
-    assert find_problems(topics, configs, admin.replicas()) == {}
+    assert find_problems(topics, configs, admin.replicas(), brokers=admin.brokers()) == {}
     entry = ConfigEntry("cleanup.policy", "compact", incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, topics.control, incremental_configs=[entry])
     client = AdminClient(client_config(bootstrap, "test"))
@@ -140,6 +140,14 @@ def test_topics_as_created_have_no_wrong_settings(bootstrap: str, topics: Topics
         time.sleep(0.05)
     with pytest.raises(SettingsError, match="cleanup.policy is compact"):
         check_topic_settings(admin, topics)
+
+
+def test_the_broker_decides_about_replicas(bootstrap: str) -> None:
+    admin = TopicAdmin(bootstrap)
+    assert admin.brokers() == 1
+    assert set(admin.create_all(Topics("first."), 1, replication=None)) == set(Topics("first.").all())
+    assert admin.create(["its-default"], 1, replication=BROKER_DEFAULT) == ["its-default"]
+    assert {admin.replicas()[name] for name in ("first.control", "its-default")} == {1}
 
 
 def test_a_rollback_on_a_real_broker_takes_effect_within_a_second_while_a_version_loads(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
 
 from stream_scorer.kafka.config import DEFAULT_MESSAGE_BYTES, MAX_MESSAGE_BYTES
 from stream_scorer.kafka.topic_config import DAY_MS, find_problems, kept_ms, loses_commands
-from stream_scorer.kafka.topics import DEFAULT_PARTITIONS, TopicAdmin, Topics, numbers_of
+from stream_scorer.kafka.topics import BROKER_DEFAULT, DEFAULT_PARTITIONS, TopicAdmin, Topics, numbers_of
 
 TOPICS = Topics("x.")
 COMMON = {"cleanup.policy": "delete", "max.message.bytes": str(MAX_MESSAGE_BYTES), "retention.ms": "604800000"}
@@ -56,8 +62,72 @@ def test_one_replica_among_topics_with_more_is_found() -> None:
     }
 
 
+def test_one_replica_is_found_where_there_are_more_brokers() -> None:
+    configs = {"x.scores": COMMON | {"min.insync.replicas": "1"}, "x.alerts": COMMON | {"min.insync.replicas": "1"}}
+    replicas = {"x.scores": 1, "x.alerts": 2}
+    assert find_problems(TOPICS, configs, replicas | {"x.alerts": 1}, brokers=1) == {}
+    problem = "has one replica, the cluster has 3 brokers: it is lost with its broker"
+    found = find_problems(TOPICS, configs, replicas | {"x.alerts": 1}, brokers=3)
+    assert found == {"x.scores": [problem], "x.alerts": [problem]}
+    assert find_problems(TOPICS, configs, replicas, brokers=3) == {
+        "x.scores": ["has one replica, other topics have up to 2: it is lost with its broker"]
+    }
+
+
+class BrokerConfig:
+    """An admin client that creates nothing and answers with the settings of a broker, or with an error."""
+
+    def __init__(self, values: dict[str, str | None] | KafkaException) -> None:
+        self.values, self.asked = values, list[str]()
+
+    def list_topics(self, timeout: float) -> SimpleNamespace:
+        return SimpleNamespace(topics={}, brokers={2: None, 7: None, 5: None})
+
+    def describe_configs(self, resources: list[ConfigResource], **_more: object) -> dict[ConfigResource, Future[Any]]:
+        future: Future[Any] = Future()
+        (resource,) = resources
+        assert resource.restype is ResourceType.BROKER
+        self.asked.append(resource.name)
+        if isinstance(self.values, KafkaException):
+            future.set_exception(self.values)
+        else:
+            future.set_result({name: SimpleNamespace(value=value) for name, value in self.values.items()})
+        return {resource: future}
+
+
+@pytest.mark.parametrize(
+    ("values", "replicas", "in_sync"),
+    [
+        ({"default.replication.factor": "3"}, 3, "2"),
+        ({"default.replication.factor": "2"}, 2, None),
+        ({"default.replication.factor": "1"}, 1, None),
+        # The broker decides about both.
+        (KafkaException(KafkaError(KafkaError.CLUSTER_AUTHORIZATION_FAILED)), BROKER_DEFAULT, None),
+        ({}, BROKER_DEFAULT, None),
+        ({"default.replication.factor": None}, BROKER_DEFAULT, None),
+    ],
+)
+def test_the_first_topics_have_the_replicas_that_are_the_default_of_the_broker(
+    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, str | None] | KafkaException,
+    replicas: int,
+    in_sync: str | None,
+) -> None:
+    admin, created_topics, client = TopicAdmin("127.0.0.1:1"), list[NewTopic](), BrokerConfig(values)
+    monkeypatch.setattr(admin, "_client", client)
+    monkeypatch.setattr(admin, "_create", created_topics.extend)
+    admin.create_all(TOPICS, None, replication=None)
+    assert {topic.replication_factor for topic in created_topics} == {replicas}
+    assert {topic.config.get("min.insync.replicas") for topic in created_topics} == {in_sync}
+    assert client.asked == ["2"]
+    admin.create_all(TOPICS, None, replication=3)
+    assert created_topics[-1].replication_factor == 3
+    assert created_topics[-1].config["min.insync.replicas"] == "2"
+    assert client.asked == ["2"]
+
+
 def test_new_topics_are_like_those_that_exist() -> None:
-    assert numbers_of(TOPICS, {}, {}) == (DEFAULT_PARTITIONS, 1)
+    assert numbers_of(TOPICS, {}, {}) == (DEFAULT_PARTITIONS, BROKER_DEFAULT)
     partitions = {"x.control": 1, "x.scores": 12, "of-others": 50}
     assert numbers_of(TOPICS, partitions, {"x.control": 3, "x.scores": 2, "of-others": 5}) == (12, 3)
 
