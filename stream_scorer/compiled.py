@@ -23,13 +23,18 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numba
-from numba.core import config
+from numba.core import config as numba_config
+
+if TYPE_CHECKING:
+    from numba.core.dispatcher import Dispatcher
 
 _log = logging.getLogger(__name__)
-Function = Callable[..., Any]
+F = TypeVar("F", bound=Callable[..., object])
+# Its attributes are set when it is imported.
+config: Any = numba_config
 
 PACKAGE = "stream_scorer"
 _ROOT = Path(__file__).parent
@@ -47,22 +52,23 @@ _decorating = threading.Lock()
 _used: set[Path] = set()
 
 
-def njit(**options: Any) -> Callable[[Function], Any]:
+def njit(**options: Any) -> Callable[[F], Dispatcher[F]]:
     """``numba.njit(**options)``. With ``cache=True``, the cache is that of the present code; see the module."""
 
-    def decorate(function: Function) -> Any:
+    def decorate(function: F) -> Dispatcher[F]:
         if options.get("cache"):
             with _decorating:
                 for folder in _folders(function.__module__):
                     if (cached := _cached_in(folder, function, options)) is not None:
                         return cached
             _warn_once()
-        return numba.njit(**options | {"cache": False})(function)
+        loop: Dispatcher[F] = numba.njit(**options | {"cache": False})(function)
+        return loop
 
     return decorate
 
 
-def _cached_in(folder: Path, function: Function, options: dict[str, Any]) -> Any:
+def _cached_in(folder: Path, function: F, options: dict[str, Any]) -> Dispatcher[F] | None:
     """`function`, compiled when it is called, with its cache in `folder`; None if `folder` cannot be used."""
     before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
     try:
