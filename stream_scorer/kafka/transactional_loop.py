@@ -213,7 +213,8 @@ class TransactionalLoop:
             if error.code() in NO_OFFSET:
                 raise StreamScorerError(
                     f"{topic}[{number}]: the position to read from is no longer in the topic: {error.str()}",
-                    hint="Retention deleted unread records, or the topic was recreated. Start with an empty state.",
+                    hint="Retention deleted unread records, or the topic was recreated. At the next start, it reads on "
+                    "from the first record that is left.",
                 )
             raise as_domain_error(error, f"read {topic}", self._bootstrap)
         if topic is None or number is None or offset is None or offset == OFFSET_INVALID:

@@ -342,6 +342,24 @@ class Joiner:
         return bool(rows or labels)
 
 
+def _raised(positions: Mapping[Partition, int], first: Mapping[Partition, int]) -> dict[Partition, int]:
+    """`positions`, at least the first offsets that the topics still have."""
+    return {at: max(offset, first.get(at, 0)) for at, offset in positions.items()}
+
+
+def _report_deleted(stored: Mapping[Partition, int], first: Mapping[Partition, int]) -> None:
+    """Log where retention has deleted what comes after the stored positions."""
+    for at, offset in stored.items():
+        deleted = first.get(at, 0) - offset
+        place = f"{at[0]}[{at[1]}]"
+        if deleted > 1:
+            text = "%s: retention deleted offsets %d to %d before they were joined: their labels do not count"
+            _log.error(text, place, offset, offset + deleted - 1)
+        elif deleted == 1:
+            text = "%s: retention deleted offset %d, a transaction marker or one record that was not joined"
+            _log.warning(text, place, offset)
+
+
 class JoinerService:
     """Runs a `Joiner` on Kafka until a stop is requested."""
 
@@ -399,13 +417,29 @@ class JoinerService:
     def _resync(self, stop: threading.Event) -> None:
         """Bring the store to the committed positions without publishing, then continue from there."""
         committed = self._loop.begin(self._inputs)
-        stored, written_at = self._store.positions(), self._store.written_at()
-        ends = self._loop.ends(self._inputs)
+        stored = self._store.positions()
+        bounds = self._loop.ends(self._inputs)
+        self._check(stored, committed, {at: max(end, 0) for at, (_, end) in bounds.items()})
+        first = {at: low for at, (low, _) in bounds.items()}
+        _report_deleted(stored, first)
+        start = _raised(stored, first)
+        behind = {at: end for at, end in committed.items() if max(start.get(at, 0), first[at]) < end}
+        if behind:
+            self._replay({at: start.get(at) for at in behind}, behind, stop)
+        # Raised positions are stored with the next batch, after Kafka has them: the store is never ahead of Kafka.
+        self._positions = _raised(self._store.positions(), first)
+        self._loop.assign({at: self._positions.get(at) for at in self._inputs})
+
+    def _check(
+        self, stored: Mapping[Partition, int], committed: Mapping[Partition, int], ends: Mapping[Partition, int]
+    ) -> None:
+        """Raise `StreamScorerError` if the store is ahead of Kafka, or the committed positions are above the ends."""
+        written_at = self._store.written_at()
         # The store is never ahead of Kafka. A broker that has just started may report old positions or none, as if the
         # last batch were not published: joining it again would publish it twice (ADR 0051).
         expired = not committed and (written_at is None or self._clock.now_ms() - written_at > OFFSETS_KEPT_MS)
         for at in self._inputs:
-            if stored.get(at, 0) > max(ends[at][1], 0) or (not expired and stored.get(at, 0) > committed.get(at, 0)):
+            if stored.get(at, 0) > ends[at] or (not expired and stored.get(at, 0) > committed.get(at, 0)):
                 raise StreamScorerError(
                     f"the joiner's store is ahead of {at[0]}[{at[1]}]",
                     hint="A broker that has just started may report old offsets, or none, for a while. If this lasts, "
@@ -413,7 +447,7 @@ class JoinerService:
                     "the offsets of the group were deleted, the joiner goes on a day after its last batch.",
                 )
         for (topic, number), offset in committed.items():
-            end = max(ends[topic, number][1], 0)
+            end = ends[topic, number]
             if offset > end:
                 raise StreamScorerError(
                     f"the committed position of {topic}[{number}] ({offset}) is above the end of the topic ({end})",
@@ -421,11 +455,6 @@ class JoinerService:
                     "lost records or was created again: delete the offsets of the joiner's group, and start with an "
                     "empty --state-dir.",
                 )
-        behind = {at: end for at, end in committed.items() if stored.get(at, 0) < end and ends[at][0] < end}
-        if behind:
-            self._replay({at: stored.get(at) for at in behind}, behind, stop)
-        self._positions = self._store.positions()
-        self._loop.assign({at: self._positions.get(at) for at in self._inputs})
 
     def _replay(
         self, start: Mapping[Partition, int | None], end: Mapping[Partition, int], stop: threading.Event
@@ -448,21 +477,35 @@ class JoinerService:
     def _step(self) -> None:
         records = self._loop.read(self._batch, POLL_S)
         if records:
-            outcomes = self._joiner.join(records)
-            positions = self._positions | {(r.topic, r.partition): r.offset + 1 for r in records}
-            self._loop.publish(
-                [OutputRecord(self._outcomes, o.event_id.encode(), self._encode(o)) for o in outcomes], positions
-            )
-            self._store.set_positions(positions, self._clock.now_ms())
-            self._store.commit()
-            self._positions = positions
-            self.counts.outcomes += len(outcomes)
-            self.counts.positions = positions
+            self._publish(self._joiner.join(records))
         if self._clock.monotonic() - self._marked_at > TRIM_EVERY_S:
             self._marked_at = self._clock.monotonic()
             self._mark_old()
+            if self._reached() != self._positions:
+                self._publish([])
         if self._joiner.delete_old():
             self._store.commit()
+
+    def _publish(self, outcomes: list[Outcome]) -> None:
+        """Publish the outcomes of what was read, then store it, both with the positions."""
+        positions = self._reached()
+        self._loop.publish(
+            [OutputRecord(self._outcomes, o.event_id.encode(), self._encode(o)) for o in outcomes], positions
+        )
+        self._store.set_positions(positions, self._clock.now_ms())
+        self._store.commit()
+        self._positions = positions
+        self.counts.outcomes += len(outcomes)
+        self.counts.positions = positions
+
+    def _reached(self) -> dict[Partition, int]:
+        """The positions after all that was read, markers included.
+
+        Without markers, the position of a silent partition would stay before its last one. Once retention has deleted
+        that, it would look like an unread record.
+        """
+        reached = {at: self._loop.position(at) for at in self._inputs}
+        return self._positions | {at: end for at, end in reached.items() if end > self._positions.get(at, 0)}
 
     def _mark_old(self) -> None:
         """Let the joiner decide which rows are old, with the ends of the inputs at the last decision.

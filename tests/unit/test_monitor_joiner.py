@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import resource
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,9 +16,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from confluent_kafka import Producer
 
+from stream_scorer.clock import SystemClock
 from stream_scorer.errors import SettingsError, StreamScorerError
-from stream_scorer.kafka.transactional_loop import InputRecord, OutputRecord
+from stream_scorer.kafka.transactional_loop import InputRecord, OutputRecord, TransactionalLoop
 from stream_scorer.monitor.joiner import (
     OFFSETS_KEPT_MS,
     TRIM_EVERY_S,
@@ -460,6 +464,8 @@ class Loop:
 
     def __init__(self, ends: dict[tuple[str, int], int]) -> None:
         self.bounds = ends
+        self.first = dict.fromkeys(ends, 0)
+        self.assigned: dict[tuple[str, int], int | None] = {}
         self.markers = False
         self.reached = dict.fromkeys(ends, 0)
         self.waiting: list[InputRecord] = []
@@ -470,10 +476,12 @@ class Loop:
         return dict(self.committed)
 
     def ends(self, partitions: list[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
-        return {at: (0, end) for at, end in self.bounds.items()}
+        return {at: (self.first[at], end) for at, end in self.bounds.items()}
 
     def assign(self, positions: dict[tuple[str, int], int | None]) -> None:
-        pass
+        self.assigned = positions
+        for at, offset in positions.items():
+            self.reached[at] = max(self.reached[at], self.first[at] if offset is None else offset)
 
     def position(self, at: tuple[str, int]) -> int:
         return self.bounds[at] if self.markers else self.reached[at]
@@ -483,6 +491,10 @@ class Loop:
         self.committed = dict(positions)
 
     def read(self, max_records: int, timeout_s: float) -> list[InputRecord]:
+        for at, offset in self.assigned.items():
+            if offset is not None and offset < self.first[at]:
+                raise StreamScorerError(f"{at}: the position to read from is no longer in the topic")
+        self.assigned = {}
         found, self.waiting = self.waiting, []
         for record in found:
             self.reached[record.topic, record.partition] = record.offset + 1
@@ -538,6 +550,105 @@ def test_a_batch_is_not_published_again_while_the_broker_reports_old_positions_o
         loop.committed = committed
     run(last)
     assert len(loop.published) == 2
+
+
+INPUTS = [("scores", 0), ("scores", 1), ("labels", 0)]
+
+
+def run_once(service: JoinerService, loop: Loop, steps: Steps, *records: InputRecord, count: int = 1) -> None:
+    """Start the service, and end it after `count` steps, of which the first reads `records`."""
+    loop.waiting, steps.left = list(records), count
+    service.run(steps)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("deleted", "level"), [(1, logging.WARNING), (2, logging.ERROR)])
+def test_a_joiner_goes_on_after_retention_has_passed_its_position(
+    joiner: Joiner, store: JoinerStore, log: Log, caplog: pytest.LogCaptureFixture, deleted: int, level: int
+) -> None:
+    """One deleted offset may be the transaction marker at the end of a silent partition, more are records."""
+    loop, steps = Loop(dict.fromkeys(INPUTS, 0)), Steps(0.0)
+    service = JoinerService(loop, store, joiner, steps, inputs=INPUTS, outcomes="outcomes")  # type: ignore[arg-type]
+    loop.bounds = {("scores", 0): 1, ("scores", 1): 1, ("labels", 0): 0}
+    run_once(service, loop, steps, log.score("a"), log.score("b", partition=1))
+    loop.first["scores", 1] = loop.bounds["scores", 1] = log.next["scores", 1] = 1 + deleted
+    loop.bounds |= {("scores", 0): 2, ("labels", 0): 1}
+    for _ in range(2):  # and once more, although nothing was read since
+        caplog.clear()
+        run_once(service, loop, steps)
+        (found,) = caplog.records
+        assert (found.levelno, "scores[1]" in found.message) == (level, True)
+    run_once(service, loop, steps, log.label("b", "fraud", "analyst"), log.score("c"))
+    assert len(loop.published) == 1
+    assert store.positions() == loop.committed
+    assert store.positions()["scores", 1] == 1 + deleted
+    caplog.clear()
+    run_once(service, loop, steps)
+    assert not caplog.records
+
+
+def test_a_replay_goes_on_after_retention_has_passed_its_start(joiner: Joiner, store: JoinerStore, log: Log) -> None:
+    """The store lacks the last batch, and retention has deleted a part of it."""
+    loop, steps = Loop(dict.fromkeys(INPUTS, 9)), Steps(0.0)
+    service = JoinerService(loop, store, joiner, steps, inputs=INPUTS, outcomes="outcomes")  # type: ignore[arg-type]
+    run_once(service, loop, steps, log.score("a"))
+    loop.committed = {("scores", 0): 5}
+    loop.first["scores", 0] = log.next["scores", 0] = 4
+    run_once(service, loop, steps, log.score("e"), count=2)
+    assert store.row_count() == 2 and joiner.counts.replayed == 1
+    assert store.positions()["scores", 0] == 5
+    loop.first["scores", 0] = 7  # beyond all that is to be read again
+    loop.committed = {("scores", 0): 6}
+    run_once(service, loop, steps)
+
+
+def test_positions_pass_the_markers_at_the_end_of_a_silent_partition(
+    joiner: Joiner, store: JoinerStore, log: Log
+) -> None:
+    """Then retention does not pass them, and deleted offsets are records that were not joined."""
+    loop, steps = Loop({("scores", 0): 3, ("scores", 1): 2, ("labels", 0): 0}), Steps(0.0)
+    service = JoinerService(loop, store, joiner, steps, inputs=INPUTS, outcomes="outcomes")  # type: ignore[arg-type]
+    run_once(service, loop, steps, log.score("a"), log.score("b", partition=1))
+    assert store.positions() == {("scores", 0): 1, ("scores", 1): 1}
+    loop.reached["scores", 1] = 2
+    loop.waiting, steps.left, steps.seconds = [], 1, TRIM_EVERY_S + 1
+    service._marked_at = steps.now
+    service._step()
+    assert loop.committed == store.positions() == {("scores", 0): 1, ("scores", 1): 1}  # not in every idle step
+    steps.now += TRIM_EVERY_S + 1
+    service._step()
+    assert loop.committed == store.positions() == {("scores", 0): 1, ("scores", 1): 2}
+    assert not loop.published
+
+
+def test_a_joiner_goes_on_after_the_broker_has_deleted_its_position(tmp_path: Path) -> None:
+    """librdkafka's broker in memory deletes the oldest records of a partition beyond 5 MB."""
+    producer = Producer({"bootstrap.servers": "memory", "test.mock.num.brokers": 1, "log_level": 0})
+    (broker,) = producer.list_topics(timeout=10).brokers.values()
+    writer = Producer({"bootstrap.servers": f"{broker.host}:{broker.port}", "log_level": 0})
+    inputs = [("scores", 0), ("labels", 0)]
+    for topic, value in [("labels", b"{}"), ("outcomes", b"{}"), *[("scores", b"x" * 500_000)] * 12]:
+        writer.produce(topic, value, partition=0)
+        assert writer.flush(10) == 0
+    store, clock = JoinerStore(tmp_path / "s"), SystemClock()
+    store.set_positions({("scores", 0): 1, ("labels", 0): 1}, clock.now_ms() - 8 * DAY)
+    store.commit()
+    joiner, stop = Joiner(store, RULES, clock, scores="scores", labels="labels"), threading.Event()
+    with TransactionalLoop(
+        f"{broker.host}:{broker.port}", clock, group="g", transactional_id="t", client_id="c"
+    ) as loop:
+        service = JoinerService(loop, store, joiner, clock, inputs=inputs, outcomes="outcomes")
+        step = service._step
+
+        def step_until_all_are_read() -> None:
+            step()
+            if loop.position(("scores", 0)) == 12:
+                stop.set()
+
+        service._step = step_until_all_are_read  # type: ignore[method-assign]
+        service.run(stop)
+    assert 0 < joiner.counts.unreadable < 11  # the first record was read before, others were deleted
+    assert store.positions()["scores", 0] == 12
+    store.close()
 
 
 def test_a_committed_position_above_the_end_ends_a_run(joiner: Joiner, store: JoinerStore) -> None:
