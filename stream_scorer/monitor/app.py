@@ -325,6 +325,7 @@ class MonitorApp:
 
     Args:
         published: whether `monitor-metrics` has records. Blocks.
+        labels_lost: up to which event time (ms) transactions may lack labels that the joiner of this process lost.
     """
 
     def __init__(
@@ -335,11 +336,13 @@ class MonitorApp:
         published: Callable[[], bool],
         clock: Clock,
         metrics: Metrics,
+        labels_lost: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._reporter = reporter
         self._published = published
+        self._labels_lost = labels_lost
         self._clock = clock
         self._metrics = metrics
         self._encode = msgspec.json.Encoder().encode
@@ -530,7 +533,17 @@ class MonitorApp:
             self.fail(error)
             raise
 
+    def _raise_lost(self) -> None:
+        """Mark the windows that lack labels which the joiner lost. Blocks.
+
+        In every turn, as Redis may come back without the mark.
+        """
+        before = self._labels_lost()
+        if before is not None:
+            self._store.raise_maximum(LABELS_LOST_BEFORE, before)
+
     async def _judge_once(self) -> None:
+        await asyncio.to_thread(self._raise_lost)
         reports = await asyncio.to_thread(self._reporter.turn)
         if reports.records:
             sent = [

@@ -15,6 +15,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
@@ -22,10 +23,12 @@ import msgspec
 from stream_scorer.clock import Clock
 from stream_scorer.errors import BrokerUnavailable, StreamScorerError, TransactionAborted
 from stream_scorer.kafka.transactional_loop import InputRecord, OutputRecord, Partition, TransactionalLoop
+from stream_scorer.monitor.deleted_records import find_lost, raised, representatives
 from stream_scorer.monitor.joiner_store import Context, JoinerStore, LabelRecord, ScoredTransaction
 from stream_scorer.records import DECISIONS, EXACT_INTEGERS, NOT_A_RECORD, Decision, LabelValue, Outcome, Record
 from stream_scorer.serde.decoder import record_error
 from stream_scorer.serde.label_ranks import source_rank
+from stream_scorer.spec.model import PipelineSpec, duration_ms
 from stream_scorer.structs import prepare
 
 LABELS: tuple[LabelValue, ...] = ("fraud", "genuine")
@@ -96,10 +99,30 @@ class JoinRules:
     max_age_ms: int
     max_ahead_ms: int
 
+    @classmethod
+    def of(cls, spec: PipelineSpec) -> JoinRules:
+        """The rules of a spec."""
+        return cls(
+            pane_ms=duration_ms(spec.monitor.pane),
+            horizon_ms=duration_ms(spec.labels.horizon),
+            allowed_lateness_ms=duration_ms(spec.time.allowed_lateness),
+            source_rank=spec.labels.source_rank,
+            max_age_ms=duration_ms(spec.time.max_age),
+            max_ahead_ms=duration_ms(spec.time.max_ahead),
+        )
+
     @property
     def keep_ms(self) -> int:
         """Maximum time between a transaction and a label that counts."""
         return 2 * self.horizon_ms
+
+    @property
+    def rows_kept_ms(self) -> int:
+        """How long the store keeps a transaction, in event time.
+
+        A store that is lost can be built again if `scores` and `labels` are kept for as long.
+        """
+        return self.keep_ms + self.allowed_lateness_ms
 
     def plausible(self, label: Label, timestamp: int) -> bool:
         """Whether the times of a label with this Kafka timestamp (ms) are plausible.
@@ -113,7 +136,11 @@ class JoinRules:
 
 @dataclass
 class JoinerCounts:
-    """Counters of the joiner since its start. One thread writes them, the metrics exporter reads them."""
+    """Counters of the joiner since its start. One thread writes them, the metrics exporter reads them.
+
+    `labels_lost_before`: up to which event time (ms) transactions may lack labels, because retention deleted scores or
+    labels that the store lacks; None if it lacks none. The store keeps it.
+    """
 
     scores: int = 0
     labels: int = 0
@@ -126,6 +153,7 @@ class JoinerCounts:
     expired: int = 0
     rows: int = 0
     lag: int = 0
+    labels_lost_before: int | None = None
     positions: dict[Partition, int] = field(default_factory=dict)
 
 
@@ -143,7 +171,10 @@ class Joiner:
         self._labels = labels
         self._decode_score = msgspec.json.Decoder(ScoreKey).decode
         self._decode_label = msgspec.json.Decoder(Label).decode
-        self.counts = JoinerCounts(waiting=store.waiting_count(), rows=store.row_count())
+        self.counts = JoinerCounts()
+        self._load_counts()
+        # By partition whose next record follows deleted ones that the store lacks, the partitions that it represents.
+        self._after_deleted: dict[Partition, Set[Partition]] = {}
         # Newest event time per score partition that this process has read, and those with scores since the last
         # decision which rows are old.
         self._newest: dict[Partition, int] = {}
@@ -151,6 +182,10 @@ class Joiner:
         # Rows before this event time, and labels without a score from before it, are to be deleted; None: no more.
         self._old_before: int | None = None
         self._expired_before: int | None = None
+
+    def _load_counts(self) -> None:
+        self.counts.waiting, self.counts.rows = self._store.waiting_count(), self._store.row_count()
+        self.counts.labels_lost_before = self._store.labels_lost_before()
 
     def join(self, records: list[InputRecord]) -> list[Outcome]:
         """Add a batch to the store and return the resulting outcomes, in log order per partition.
@@ -161,6 +196,8 @@ class Joiner:
         decided: dict[str, ScoredTransaction] = {}
         labels: list[tuple[str, LabelRecord]] = []
         implausible: list[InputRecord] = []
+        if self._after_deleted:
+            self._note_lost(records)
         for record in records:
             try:
                 if record.topic == self._scores:
@@ -297,7 +334,46 @@ class Joiner:
     def rollback(self) -> None:
         """Discard the current batch."""
         self._store.rollback()
-        self.counts.waiting, self.counts.rows = self._store.waiting_count(), self._store.row_count()
+        self._load_counts()
+
+    def follow_deleted(self, partitions: Mapping[Partition, Set[Partition]]) -> None:
+        """Let the next readable record of each of these partitions show which transactions may lack labels.
+
+        Retention has deleted the records before it, and the store lacks them. A score has about the event time up to
+        which transactions are missing, and a label was given about when the last missing one was.
+
+        Args:
+            partitions: by partition, those whose deleted records its next record represents.
+        """
+        self._after_deleted = dict(partitions)
+
+    @property
+    def after_deleted(self) -> Set[Partition]:
+        """The partitions of `follow_deleted` of which no record has shown a time yet."""
+        return self._after_deleted.keys()
+
+    def _note_lost(self, records: list[InputRecord]) -> None:
+        for record in records:
+            at = (record.topic, record.partition)
+            if at not in self._after_deleted or (time := self._time_of(record)) is None:
+                continue
+            for other in self._after_deleted[at]:
+                self._after_deleted.pop(other, None)
+            if self.counts.labels_lost_before is None or time > self.counts.labels_lost_before:
+                self._store.set_labels_lost_before(time)
+                self.counts.labels_lost_before = time
+                text = "%s[%d]: labels of transactions up to %s may be missing, because retention has deleted records"
+                _log.warning(text, *at, datetime.fromtimestamp(time / 1000, UTC).isoformat(timespec="seconds"))
+
+    def _time_of(self, record: InputRecord) -> int | None:
+        """The event time of a score, or the time at which a label was given; None if it is not readable."""
+        try:
+            if record.topic == self._scores:
+                return self._decode_score(record.value).event_time
+            label = self._decode_label(record.value)
+        except NOT_A_RECORD:
+            return None
+        return label.labelled_at if self._rules.plausible(label, record.timestamp) else None
 
     def mark_old(self, behind: Set[Partition]) -> None:
         """Decide which rows no label can change any more; `delete_old` deletes them.
@@ -316,7 +392,7 @@ class Joiner:
         known = [time for time in times if time is not None]
         if not known or len(known) < len(times) or any(at[0] == self._labels for at in behind):
             return
-        self._old_before = min(known) - self._rules.keep_ms - self._rules.allowed_lateness_ms
+        self._old_before = min(known) - self._rules.rows_kept_ms
         self._expired_before = self._old_before
 
     def delete_old(self) -> bool:
@@ -340,24 +416,6 @@ class Joiner:
         if labels:
             _log.warning("%d labels without a score for more than a day are deleted: do their event ids exist?", labels)
         return bool(rows or labels)
-
-
-def _raised(positions: Mapping[Partition, int], first: Mapping[Partition, int]) -> dict[Partition, int]:
-    """`positions`, at least the first offsets that the topics still have."""
-    return {at: max(offset, first.get(at, 0)) for at, offset in positions.items()}
-
-
-def _report_deleted(stored: Mapping[Partition, int], first: Mapping[Partition, int]) -> None:
-    """Log where retention has deleted what comes after the stored positions."""
-    for at, offset in stored.items():
-        deleted = first.get(at, 0) - offset
-        place = f"{at[0]}[{at[1]}]"
-        if deleted > 1:
-            text = "%s: retention deleted offsets %d to %d before they were joined: their labels do not count"
-            _log.error(text, place, offset, offset + deleted - 1)
-        elif deleted == 1:
-            text = "%s: retention deleted offset %d, a transaction marker or one record that was not joined"
-            _log.warning(text, place, offset)
 
 
 class JoinerService:
@@ -421,14 +479,15 @@ class JoinerService:
         bounds = self._loop.ends(self._inputs)
         self._check(stored, committed, {at: max(end, 0) for at, (_, end) in bounds.items()})
         first = {at: low for at, (low, _) in bounds.items()}
-        _report_deleted(stored, first)
-        start = _raised(stored, first)
+        lost = find_lost(stored, committed, bounds)
+        self._joiner.follow_deleted(representatives(lost, bounds))
+        start = raised(stored, first)
         behind = {at: end for at, end in committed.items() if max(start.get(at, 0), first[at]) < end}
         if behind:
             self._replay({at: start.get(at) for at in behind}, behind, stop)
-        # Raised positions are stored with the next batch, after Kafka has them: the store is never ahead of Kafka.
-        self._positions = _raised(self._store.positions(), first)
-        self._loop.assign({at: self._positions.get(at) for at in self._inputs})
+        self._positions = self._store.positions()
+        start = raised(self._positions, first)
+        self._loop.assign({at: start.get(at) for at in self._inputs})
 
     def _check(
         self, stored: Mapping[Partition, int], committed: Mapping[Partition, int], ends: Mapping[Partition, int]
@@ -502,9 +561,10 @@ class JoinerService:
         """The positions after all that was read, markers included.
 
         Without markers, the position of a silent partition would stay before its last one. Once retention has deleted
-        that, it would look like an unread record.
+        that, it would look like an unread record. A partition whose deleted records have no time yet keeps its
+        position, so that a restart finds it again.
         """
-        reached = {at: self._loop.position(at) for at in self._inputs}
+        reached = {at: self._loop.position(at) for at in self._inputs if at not in self._joiner.after_deleted}
         return self._positions | {at: end for at, end in reached.items() if end > self._positions.get(at, 0)}
 
     def _mark_old(self) -> None:

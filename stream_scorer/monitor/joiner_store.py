@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS waiting (
     rank INTEGER, labelled_at INTEGER, log_offset INTEGER, log_partition INTEGER, since INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS position (topic TEXT, number INTEGER, next_offset INTEGER, PRIMARY KEY (topic, number));
 CREATE TABLE IF NOT EXISTS written (id INTEGER PRIMARY KEY CHECK (id = 0), at INTEGER);
+CREATE TABLE IF NOT EXISTS labels_lost (id INTEGER PRIMARY KEY CHECK (id = 0), before INTEGER);
 """
 # Columns that stores of former versions lack.
 _ADDED = {
@@ -182,6 +183,15 @@ class JoinerStore:
             "INSERT INTO position VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET next_offset = excluded.next_offset",
             [(topic, number, offset) for (topic, number), offset in positions.items()],
         )
+
+    def labels_lost_before(self) -> int | None:
+        """Up to which event time (ms) transactions may lack labels, because their records were deleted unread."""
+        row = self._db.execute("SELECT before FROM labels_lost").fetchone()
+        return None if row is None else int(row[0])
+
+    def set_labels_lost_before(self, time: int) -> None:
+        """Store that time in the transaction of the batch."""
+        self._db.execute("INSERT OR REPLACE INTO labels_lost VALUES (0, ?)", (time,))
 
     def add(self, rows: Iterable[ScoredTransaction]) -> int:
         """Add scored transactions and return their number. Ignores a known event id, as the first score counts."""

@@ -135,13 +135,20 @@ def run_monitor(
     partitions = TopicAdmin(settings.bootstrap).require(topics.monitor_topics(), same_count=False)
     connect(settings.redis).close()  # refuses an address that is not one
     credentials(settings.bootstrap)  # refuses properties that the windows cannot use
-    join_rules, rules = _rules(settings, checked.spec)
     # Faust logs the start and stop of every service under the module of its class, our own classes included.
     for noisy in ("faust", "mode", "stream_scorer.monitor.transport"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    joining = _Joining(settings, topics, partitions, join_rules, clock)
-    on_drift = incidents.on_drift if incidents is not None else lambda _events: None
-    windows = _Windows(settings, partitions, rules, checked, references, clock, metrics, on_drift=on_drift)
+    joining = _Joining(settings, topics, partitions, JoinRules.of(checked.spec), clock)
+    windows = _Windows(
+        settings,
+        partitions,
+        checked,
+        references,
+        clock,
+        metrics,
+        on_drift=incidents.on_drift if incidents is not None else lambda _events: None,
+        labels_lost=lambda: joining.counts.labels_lost_before,
+    )
     runs: list[tuple[str, PartRun]] = [("windows", windows.run)]
     if watch is not None:
         runs.insert(0, ("watch", watch))
@@ -153,25 +160,16 @@ def run_monitor(
     asyncio.run(_run(settings, partitions, parts, joining, metrics, on_ready))
 
 
-def _rules(settings: MonitorSettings, spec: PipelineSpec) -> tuple[JoinRules, WindowRules]:
-    """The rules of the joiner and of the windows, from the spec and the settings."""
-    join_rules = JoinRules(
+def _window_rules(settings: MonitorSettings, spec: PipelineSpec) -> WindowRules:
+    """The rules of the windows, from the spec and the settings."""
+    return WindowRules(
         pane_ms=duration_ms(spec.monitor.pane),
-        horizon_ms=duration_ms(spec.labels.horizon),
         allowed_lateness_ms=duration_ms(spec.time.allowed_lateness),
-        source_rank=spec.labels.source_rank,
-        max_age_ms=duration_ms(spec.time.max_age),
-        max_ahead_ms=duration_ms(spec.time.max_ahead),
-    )
-    rules = WindowRules(
-        pane_ms=join_rules.pane_ms,
-        allowed_lateness_ms=join_rules.allowed_lateness_ms,
-        horizon_ms=join_rules.horizon_ms,
+        horizon_ms=duration_ms(spec.labels.horizon),
         window_panes=settings.window_panes,
         assumed=settings.assumed,
         label_sources=frozenset(spec.labels.source_rank),
     )
-    return join_rules, rules
 
 
 def _app_settings(settings: MonitorSettings, topics: Topics, rules: WindowRules) -> AppSettings:
@@ -293,23 +291,24 @@ class _Windows:
         self,
         settings: MonitorSettings,
         partitions: dict[str, int],
-        rules: WindowRules,
         checked: CheckedSpec,
         references: EnsembleReferences,
         clock: Clock,
         metrics: Metrics,
         *,
         on_drift: OnDrift,
+        labels_lost: Callable[[], int | None],
     ) -> None:
         self._settings = settings
         self._checked = checked
         self._topics = settings.topics
         self._partitions = partitions[settings.topics.score_summaries]
-        self._rules = rules
+        self._rules = _window_rules(settings, checked.spec)
         self._references = references
         self._clock = clock
         self._metrics = metrics
         self._on_drift = on_drift
+        self._labels_lost = labels_lost
 
     def run(self, stop: threading.Event, on_ready: Callable[[], None]) -> None:
         """Count until `stop`.
@@ -339,6 +338,7 @@ class _Windows:
                 self._published,
                 self._clock,
                 self._metrics,
+                self._labels_lost,
             )
             try:
                 run_bounded(_count(make_app, stop, on_ready))

@@ -19,7 +19,7 @@ import pytest
 from confluent_kafka import Producer
 
 from stream_scorer.clock import SystemClock
-from stream_scorer.errors import SettingsError, StreamScorerError
+from stream_scorer.errors import SettingsError, StreamScorerError, TransactionAborted
 from stream_scorer.kafka.transactional_loop import InputRecord, OutputRecord, TransactionalLoop
 from stream_scorer.monitor.joiner import (
     OFFSETS_KEPT_MS,
@@ -471,6 +471,8 @@ class Loop:
         self.waiting: list[InputRecord] = []
         self.committed: dict[tuple[str, int], int] = {}
         self.published: list[OutputRecord] = []
+        self.aborts = 0
+        self.last: list[InputRecord] = []
 
     def begin(self, partitions: list[tuple[str, int]]) -> dict[tuple[str, int], int]:
         return dict(self.committed)
@@ -487,6 +489,9 @@ class Loop:
         return self.bounds[at] if self.markers else self.reached[at]
 
     def publish(self, records: list[OutputRecord], positions: dict[tuple[str, int], int]) -> None:
+        if self.aborts:
+            self.aborts, self.waiting = self.aborts - 1, self.last
+            raise TransactionAborted("a transaction failed")
         self.published += records
         self.committed = dict(positions)
 
@@ -495,7 +500,8 @@ class Loop:
             if offset is not None and offset < self.first[at]:
                 raise StreamScorerError(f"{at}: the position to read from is no longer in the topic")
         self.assigned = {}
-        found, self.waiting = self.waiting, []
+        self.last = found = self.waiting
+        self.waiting = []
         for record in found:
             self.reached[record.topic, record.partition] = record.offset + 1
         return found
@@ -577,10 +583,11 @@ def test_a_joiner_goes_on_after_retention_has_passed_its_position(
         run_once(service, loop, steps)
         (found,) = caplog.records
         assert (found.levelno, "scores[1]" in found.message) == (level, True)
-    run_once(service, loop, steps, log.label("b", "fraud", "analyst"), log.score("c"))
+    run_once(service, loop, steps, log.label("b", "fraud", "analyst"), log.score("c"), log.score("d", partition=1))
     assert len(loop.published) == 1
     assert store.positions() == loop.committed
-    assert store.positions()["scores", 1] == 1 + deleted
+    assert store.positions()["scores", 1] == loop.bounds["scores", 1] + 1
+    loop.bounds["scores", 1] += 1
     caplog.clear()
     run_once(service, loop, steps)
     assert not caplog.records
@@ -618,6 +625,86 @@ def test_positions_pass_the_markers_at_the_end_of_a_silent_partition(
     service._step()
     assert loop.committed == store.positions() == {("scores", 0): 1, ("scores", 1): 2}
     assert not loop.published
+
+
+def service_of(loop: Loop, store: JoinerStore, joiner: Joiner, steps: Steps, **more: Any) -> JoinerService:
+    """A service of the partitions of `loop`."""
+    return JoinerService(loop, store, joiner, steps, inputs=[*loop.bounds], outcomes="outcomes", **more)  # type: ignore[arg-type]
+
+
+def test_a_lost_store_marks_transactions_whose_scores_retention_has_deleted(tmp_path: Path, log: Log) -> None:
+    """Of each partition, the first score that is left ends what may be missing: the last one of these counts."""
+    loop, steps = Loop(dict.fromkeys(INPUTS, 20)), Steps(0.0)
+    loop.committed = {("scores", 0): 9, ("scores", 1): 9, ("labels", 0): 0}
+    loop.first |= {("scores", 0): 7, ("scores", 1): 8}
+    log.next = {("scores", 0): 7, ("scores", 1): 8}
+    records = [log.score("a", event_time=T + HOUR), log.score("b", event_time=T + 3 * HOUR, partition=1)]
+    records += [log.score("c", event_time=T + 9 * HOUR), InputRecord("scores", 1, 9, b"{", T)]
+    with closing(JoinerStore(tmp_path / "s")) as store:
+        joiner = Joiner(store, RULES, steps, scores="scores", labels="labels")
+        assert joiner.counts.labels_lost_before is None
+        run_once(service_of(loop, store, joiner, steps), loop, steps, *records, count=2)
+        assert joiner.counts.labels_lost_before == T + 3 * HOUR
+    with closing(JoinerStore(tmp_path / "s")) as store:
+        joiner = Joiner(store, RULES, steps, scores="scores", labels="labels")
+        assert joiner.counts.labels_lost_before == T + 3 * HOUR
+        run_once(service_of(loop, store, joiner, steps), loop, steps, log.score("d", event_time=T + 10 * HOUR))
+        assert joiner.counts.labels_lost_before == T + 3 * HOUR
+
+
+def test_a_store_that_has_read_everything_marks_nothing(joiner: Joiner, store: JoinerStore, log: Log) -> None:
+    loop, steps = Loop(dict.fromkeys(INPUTS, 20)), Steps(0.0)
+    loop.committed = {("scores", 0): 1}
+    service = service_of(loop, store, joiner, steps)
+    run_once(service, loop, steps, log.score("a"), count=2)
+    # Of a partition without a position, nothing was joined before, and all others were.
+    loop.first["scores", 1] = log.next["scores", 1] = 5
+    run_once(service, loop, steps, log.score("b", partition=1))
+    # The marker at the end of a silent partition.
+    loop.first["scores", 0] = log.next["scores", 0] = 2
+    run_once(service, loop, steps, log.score("c"))
+    assert joiner.counts.labels_lost_before is store.labels_lost_before() is None
+
+
+def test_unread_records_that_retention_has_deleted_mark_what_lacks_labels(
+    joiner: Joiner, store: JoinerStore, log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop, steps = Loop(dict.fromkeys(INPUTS, 20)), Steps(0.0)
+    service = service_of(loop, store, joiner, steps)
+    run_once(service, loop, steps, log.score("a"), log.label("a", "fraud", "analyst"))
+    loop.first |= {("scores", 0): 4, ("labels", 0): 4}
+    log.next |= {("scores", 0): 4, ("labels", 0): 4}
+    run_once(service, loop, steps, log.score("b", event_time=T + HOUR))
+    assert joiner.counts.labels_lost_before == T + HOUR
+    unreadable = InputRecord("labels", 0, 4, b"{", T)
+    log.next["labels", 0] = 5
+    loop.aborts = 1  # the batch is rolled back and read again
+    run_once(service, loop, steps, unreadable, log.label("b", "fraud", "analyst", T + 7 * HOUR), count=2)
+    assert joiner.counts.labels_lost_before == store.labels_lost_before() == T + 7 * HOUR
+    run_once(service, loop, steps, log.label("b", "genuine", "analyst", T + 9 * HOUR))
+    assert joiner.counts.labels_lost_before == T + 7 * HOUR
+    assert "labels of transactions up to 2024-10-04T07:00:00+00:00" in caplog.text
+
+
+def test_a_partition_of_which_nothing_is_left_marks_only_if_all_are_empty(
+    joiner: Joiner, store: JoinerStore, log: Log
+) -> None:
+    """The first record that it ever brings again may come days later, and says nothing about the deleted ones."""
+    loop, steps = Loop(dict.fromkeys(INPUTS, 20)), Steps(0.0)
+    loop.committed = dict.fromkeys(INPUTS, 9)
+    loop.first = {("scores", 0): 7, ("scores", 1): 20, ("labels", 0): 20}
+    log.next = dict(loop.first)
+    service = service_of(loop, store, joiner, steps)
+    run_once(service, loop, steps, log.score("a", event_time=T), log.score("b", event_time=T + HOUR), count=2)
+    assert joiner.counts.labels_lost_before == T
+    for _ in range(2):  # after a restart
+        run_once(service, loop, steps, log.score("c", event_time=T + 30 * DAY, partition=1))
+        assert joiner.counts.labels_lost_before == T
+        loop.bounds |= {("scores", 0): 40, ("scores", 1): 40}
+    # No label has come yet.
+    assert store.positions().keys() == {("scores", 0), ("scores", 1)}
+    run_once(service, loop, steps, log.label("x", "fraud", "analyst", T + 6 * HOUR))
+    assert joiner.counts.labels_lost_before == T + 6 * HOUR
 
 
 def test_a_joiner_goes_on_after_the_broker_has_deleted_its_position(tmp_path: Path) -> None:

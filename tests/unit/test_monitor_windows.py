@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -281,11 +282,11 @@ def test_applied_offsets_pass_final_markers(cut: dict[int, int], lost: int | Non
 class Running:
     """An app of one partition of outcomes; `start` is what Faust does after an assignment."""
 
-    def __init__(self, store: MemoryCounterStore, tmp_path: Path, now_ms: int) -> None:
+    def __init__(self, store: MemoryCounterStore, tmp_path: Path, now_ms: int, **more: Any) -> None:
         settings = AppSettings("127.0.0.1:1", "g", "i", "score-summaries", "outcomes", "monitor-metrics", tmp_path)
         clock = SimpleNamespace(now_ms=lambda: now_ms)
         reporter: WindowReporter = None  # type: ignore[assignment]
-        self.app = MonitorApp(settings, store, reporter, lambda: True, clock, Metrics(MONITOR_METRICS))  # type: ignore[arg-type]
+        self.app = MonitorApp(settings, store, reporter, lambda: True, clock, Metrics(MONITOR_METRICS), **more)  # type: ignore[arg-type]
 
     async def start(self, first: int, end: int) -> int:
         """The position to read from."""
@@ -329,6 +330,19 @@ def test_final_markers_are_passed_once_a_partition_is_silent(tmp_path: Path) -> 
         assert await again.start(first=3, end=6) == 5
         again.app._talliers["outcomes"].apply(0, [Linked(5, 5, msgspec.json.encode(outcome("fraud")))])
         assert store.head().maxima[LABELS_LOST_BEFORE] == 6 * HOUR  # the records below offset 3 were deleted
+
+    asyncio.run(run())
+
+
+def test_labels_that_the_joiner_lost_are_marked_in_the_counters(tmp_path: Path) -> None:
+    async def run() -> None:
+        store, lost = MemoryCounterStore(MemoryCounterServer()), list[int]()
+        running = Running(store, tmp_path, 5, labels_lost=lambda: lost[-1] if lost else None)
+        await running.start(first=0, end=0)
+        for before in (None, 6 * HOUR, 5 * HOUR):
+            lost += [] if before is None else [before]
+            running.app._raise_lost()
+            assert store.head().maxima.get(LABELS_LOST_BEFORE) == (before and 6 * HOUR)
 
     asyncio.run(run())
 
