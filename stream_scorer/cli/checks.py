@@ -165,7 +165,7 @@ def _group(settings: Settings, role: Role) -> str:
 
 
 def _topics(settings: Settings, role: Role) -> str:
-    from stream_scorer.cli.topics import reach_and_horizon
+    from stream_scorer.cli.topics import spans_of_spec
     from stream_scorer.kafka.topic_config import find_problems
     from stream_scorer.kafka.topics import TopicAdmin, Topics
 
@@ -183,7 +183,7 @@ def _topics(settings: Settings, role: Role) -> str:
     except AccessDenied as error:
         raise _SkippedError(error.message) from None
     replicas = {name: count for name, count in replicas.items() if name in visible}
-    problems = find_problems(topics, configs, replicas, *reach_and_horizon(settings), brokers=brokers)
+    problems = find_problems(topics, configs, replicas, *spans_of_spec(settings), brokers=brokers)
     if problems:
         raise StreamScorerError(
             "; ".join(f"{name}: {', '.join(found)}" for name, found in problems.items()),

@@ -12,16 +12,20 @@ from stream_scorer.settings import Settings
 MARGIN_MS = 7 * 86_400_000
 
 
-def reach_and_horizon(settings: Settings) -> tuple[int, int]:
-    """How far back the features of the spec look, lateness included, and its label horizon (ms); 0 without a spec."""
+def spans_of_spec(settings: Settings) -> tuple[int, int, int]:
+    """How far back the features of the spec look, its label horizon, and how long labels count (ms); 0 without a spec.
+
+    The first and the last include the lateness.
+    """
     if not settings["scorer.spec"]:
-        return 0, 0
+        return 0, 0, 0
     from stream_scorer.features.plan import reach_ms
+    from stream_scorer.monitor.joiner import JoinRules
     from stream_scorer.spec import load_spec
-    from stream_scorer.spec.model import duration_ms
 
     checked = load_spec(settings["scorer.spec"])
-    return reach_ms(checked), duration_ms(checked.spec.labels.horizon)
+    rules = JoinRules.of(checked.spec)
+    return reach_ms(checked), rules.horizon_ms, rules.rows_kept_ms
 
 
 @click.group(cls=CommandGroup)
@@ -44,20 +48,19 @@ def topics() -> None:
 def create(settings: Settings, partitions: int | None, replication: int | None) -> None:
     """Create every missing topic.
 
-    With --spec, the inputs are kept for as long as features look back, and outcomes for four times the label horizon,
-    and all of them for a week more.
+    With --spec, the inputs are kept for as long as features look back, scores and labels for as long as labels count,
+    outcomes for four times the label horizon, and all of them for a week more.
     """
-    from stream_scorer.kafka.topic_config import OUTCOMES_HORIZONS
+    from stream_scorer.kafka.topic_config import needed_retention
     from stream_scorer.kafka.topics import TopicAdmin, Topics
 
     names = Topics.of(settings)
-    reach_ms, horizon_ms = reach_and_horizon(settings)
-    keep_ms = dict.fromkeys(names.inputs(), reach_ms) | {names.outcomes: OUTCOMES_HORIZONS * horizon_ms}
+    needed = needed_retention(names, *spans_of_spec(settings))
     created = TopicAdmin(settings.require("kafka.bootstrap")).create_all(
         names,
         partitions,
         replication=replication,
-        keep_ms={name: needed + MARGIN_MS for name, needed in keep_ms.items() if needed},
+        keep_ms={name: need.ms + MARGIN_MS for name, need in needed.items() if need.ms},
     )
     for name in names.all():
         click.echo(f"{name}\t{'created' if name in created else 'exists'}")
@@ -104,14 +107,14 @@ def acls(settings: Settings, role: str, principal: str | None) -> None:
 def check(settings: Settings) -> None:
     """Check that every topic exists, that partition counts agree, and that no setting loses records.
 
-    With --spec, also that the inputs are kept for as long as features look back, and outcomes long enough. Exit code 3
-    if a topic has wrong settings.
+    With --spec, also that inputs, scores and outcomes are kept for long enough. Exit code 3 if a topic has wrong
+    settings.
     """
     from stream_scorer.errors import CheckFailed
     from stream_scorer.kafka.topic_config import find_problems
     from stream_scorer.kafka.topics import TopicAdmin, Topics
 
-    names, needed = Topics.of(settings), reach_and_horizon(settings)
+    names, needed = Topics.of(settings), spans_of_spec(settings)
     admin = TopicAdmin(settings.require("kafka.bootstrap"))
     counts = admin.require(names.of_partitions()) | admin.require(names.of_one_partition())
     problems = find_problems(names, admin.configs(counts), admin.replicas(), *needed, brokers=admin.brokers())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from stream_scorer.kafka.config import DEFAULT_MESSAGE_BYTES
 from stream_scorer.kafka.topics import SAFE_REPLICAS, Topics
@@ -14,12 +15,43 @@ OUTCOMES_HORIZONS = 4
 Config = Mapping[str, str]
 
 
+class Need(NamedTuple):
+    """How long a topic must keep records (ms), the reason with a place for the days, and what happens otherwise."""
+
+    ms: int
+    reason: str
+    otherwise: str
+
+
+def needed_retention(topics: Topics, reach_ms: int = 0, horizon_ms: int = 0, labels_ms: int = 0) -> dict[str, Need]:
+    """What the topics must be kept for, by name.
+
+    Args:
+        reach_ms: how far back features look; 0 if unknown.
+        horizon_ms: the label horizon; 0 if unknown.
+        labels_ms: how long after a transaction labels count, in the store of the label joiner; 0 if unknown.
+    """
+    features = Need(reach_ms, "features look back {}", "features that are rebuilt would be partial")
+    joiner = Need(labels_ms, "labels count for {}", "a monitor that loses its state folder would miss labels")
+    return {
+        topics.transactions: features,
+        topics.labels: max(features, joiner),
+        topics.scores: joiner,
+        topics.outcomes: Need(
+            OUTCOMES_HORIZONS * horizon_ms,
+            f"{OUTCOMES_HORIZONS} times the label horizon is {{}}",
+            "a restarted monitor would miss labels",
+        ),
+    }
+
+
 def find_problems(
     topics: Topics,
     configs: Mapping[str, Config],
     replicas: Mapping[str, int],
     reach_ms: int = 0,
     horizon_ms: int = 0,
+    labels_ms: int = 0,
     *,
     brokers: int = 1,
 ) -> dict[str, list[str]]:
@@ -27,9 +59,7 @@ def find_problems(
 
     Args:
         configs: the settings of the topics that are to be checked. replicas: number of replicas of each.
-        reach_ms: how far back features look; 0 if unknown.
-        horizon_ms: the label horizon; 0 if unknown.
-        brokers: number of brokers of the cluster.
+        reach_ms, horizon_ms, labels_ms: see `needed_retention`. brokers: number of brokers of the cluster.
     """
     most = max((replicas.get(name, 1) for name in configs), default=1)
     found = {name: _problems(topics, name, config, replicas.get(name, 1)) for name, config in configs.items()}
@@ -37,18 +67,9 @@ def find_problems(
         if replicas.get(name, 1) == 1 < max(most, brokers):
             others = f"other topics have up to {most}" if most > 1 else f"the cluster has {brokers} brokers"
             problems.append(f"has one replica, {others}: it is lost with its broker")
-    for name in topics.inputs():
+    for name, need in needed_retention(topics, reach_ms, horizon_ms, labels_ms).items():
         if name in configs:
-            found[name] += _short_retention(
-                configs[name], reach_ms, "features look back {}", "features that are rebuilt would be partial"
-            )
-    if topics.outcomes in configs:
-        found[topics.outcomes] += _short_retention(
-            configs[topics.outcomes],
-            OUTCOMES_HORIZONS * horizon_ms,
-            f"{OUTCOMES_HORIZONS} times the label horizon is {{}}",
-            "a restarted monitor would miss labels",
-        )
+            found[name] += _short_retention(configs[name], need)
     return {name: problems for name, problems in found.items() if problems}
 
 
@@ -71,13 +92,13 @@ def kept_ms(config: Config) -> int | None:
     return keeps_ms if by_age and keeps_ms >= 0 else None
 
 
-def _short_retention(config: Config, needed_ms: int, need: str, otherwise: str) -> list[str]:
-    found, days = [], need.format(f"{needed_ms / DAY_MS:.1f} days")
+def _short_retention(config: Config, need: Need) -> list[str]:
+    found, why = [], need.reason.format(f"{need.ms / DAY_MS:.1f} days")
     keeps, size = int(config.get("retention.ms", -1)), config.get("retention.bytes", "-1")
-    if 0 <= keeps < needed_ms:
-        found.append(f"retention.ms is {keeps / DAY_MS:.1f} days, but {days}: {otherwise}")
-    if needed_ms > 0 and size != "-1":
-        found.append(f"retention.bytes is {size}, must be -1, because {days}: {otherwise}")
+    if 0 <= keeps < need.ms:
+        found.append(f"retention.ms is {keeps / DAY_MS:.1f} days, but {why}: {need.otherwise}")
+    if need.ms > 0 and size != "-1":
+        found.append(f"retention.bytes is {size}, must be -1, because {why}: {need.otherwise}")
     return found
 
 

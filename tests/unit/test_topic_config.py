@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+
 import pytest
+from click.testing import CliRunner
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
 
+from stream_scorer.cli.main import cli
 from stream_scorer.kafka.config import DEFAULT_MESSAGE_BYTES, MAX_MESSAGE_BYTES
-from stream_scorer.kafka.topic_config import DAY_MS, find_problems, kept_ms, loses_commands
+from stream_scorer.kafka.topic_config import DAY_MS, find_problems, kept_ms, loses_commands, needed_retention
 from stream_scorer.kafka.topics import BROKER_DEFAULT, DEFAULT_PARTITIONS, TopicAdmin, Topics, numbers_of
+from stream_scorer.monitor.joiner import JoinRules
+from stream_scorer.spec import load_spec
 
 TOPICS = Topics("x.")
 COMMON = {"cleanup.policy": "delete", "max.message.bytes": str(MAX_MESSAGE_BYTES), "retention.ms": "604800000"}
@@ -152,6 +158,56 @@ def test_outcomes_must_be_kept_for_four_label_horizons() -> None:
             "retention.ms is 7.0 days, but 4 times the label horizon is 8.0 days: a restarted monitor would miss labels"
         ]
     }
+
+
+def test_scores_and_labels_must_be_kept_for_as_long_as_labels_count() -> None:
+    """A label joiner that lost its store reads both again."""
+    configs = created()
+    assert find_problems(TOPICS, configs, {}, labels_ms=7 * DAY_MS) == {}
+    problem = (
+        "retention.ms is 7.0 days, but labels count for 14.5 days: a monitor that loses its state folder would miss "
+        "labels"
+    )
+    long = int(14.5 * DAY_MS)
+    assert find_problems(TOPICS, configs, {}, labels_ms=long) == {"x.scores": [problem], "x.labels": [problem]}
+    configs["x.scores"] |= {"retention.ms": str(long), "retention.bytes": "1000"}
+    configs["x.labels"] |= {"retention.ms": "-1"}
+    assert list(find_problems(TOPICS, configs, {}, labels_ms=long)) == ["x.scores"]
+    configs["x.scores"] |= {"retention.bytes": "-1"}
+    assert find_problems(TOPICS, configs, {}, labels_ms=long) == {}
+
+
+def test_labels_are_kept_for_the_longer_need() -> None:
+    for reach_ms, labels_ms in ((30 * DAY_MS, 14 * DAY_MS), (14 * DAY_MS, 30 * DAY_MS)):
+        needed = needed_retention(TOPICS, reach_ms, 5 * DAY_MS, labels_ms)
+        assert {name: need.ms for name, need in needed.items()} == {
+            "x.transactions": reach_ms,
+            "x.labels": 30 * DAY_MS,
+            "x.scores": labels_ms,
+            "x.outcomes": 20 * DAY_MS,
+        }
+
+
+def test_topics_are_created_with_a_week_more_than_the_spec_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, int] = {}
+
+    class Admin:
+        def __init__(self, _bootstrap: str) -> None: ...
+
+        def create_all(
+            self, _topics: Topics, _partitions: None, *, keep_ms: dict[str, int], **_more: object
+        ) -> list[str]:
+            seen.update(keep_ms)
+            return []
+
+    monkeypatch.setattr("stream_scorer.kafka.topics.TopicAdmin", Admin)
+    spec = Path(__file__).parents[2] / "stream_scorer" / "simulate" / "cards.yaml"  # labels.horizon is 2 days
+    command = ["topics", "create", "--bootstrap", "nowhere:9092", "--spec", str(spec), "--topic-prefix", "x."]
+    assert CliRunner().invoke(cli, command, catch_exceptions=False).exit_code == 0
+    labels_ms = JoinRules.of(load_spec(spec).spec).rows_kept_ms
+    assert 4 * DAY_MS < labels_ms < 5 * DAY_MS
+    assert seen["x.scores"] == labels_ms + 7 * DAY_MS
+    assert seen["x.labels"] >= seen["x.scores"] and seen["x.outcomes"] == (8 + 7) * DAY_MS
 
 
 def test_a_limit_of_size_is_found_where_records_must_be_kept_for_a_time() -> None:
