@@ -107,8 +107,10 @@ class WindowsPart:
         store = CounterStore(client, "monitor-bench", ttl_s=TTL_S)
         metrics, rules = Metrics(MONITOR_METRICS), window_rules(checked)
         summaries, outcomes = TOPICS.score_summaries, TOPICS.outcomes
-        counts = OutcomeCounter(outcomes, metrics, rules.label_sources, rules.horizon_ms)
-        self._summaries = Tallier(store, metrics, summaries, SummaryCounter(summaries, metrics), (CLOSE, MATURE))
+        pane_ms, horizon_ms = rules.pane_ms, rules.horizon_ms
+        count = SummaryCounter(summaries, metrics, pane_ms=pane_ms)
+        counts = OutcomeCounter(outcomes, metrics, rules.label_sources, pane_ms=pane_ms, horizon_ms=horizon_ms)
+        self._summaries = Tallier(store, metrics, summaries, count, (CLOSE, MATURE))
         self._outcomes = Tallier(store, metrics, outcomes, counts, ())
         store.open("1", {source_name(topic, p): 0 for topic in (summaries, outcomes) for p in range(PARTITIONS)})
         references = References(folder, clock)

@@ -22,7 +22,7 @@ from faust.types import TP
 from stream_scorer.clock import Clock
 from stream_scorer.errors import BrokerUnavailable, StateGap, StreamScorerError
 from stream_scorer.monitor.credentials import credentials
-from stream_scorer.monitor.metrics import APPLIED_LAG, COUNTED, SUMMARY_GAPS, UNREADABLE
+from stream_scorer.monitor.metrics import APPLIED_LAG, COUNTED, OTHER_PANES, SUMMARY_GAPS, UNREADABLE
 from stream_scorer.monitor.tally import DAY_MS, Cells, count_outcome, count_summary, new_cells, require_counts
 from stream_scorer.monitor.transport import LinkedMessage, MonitorFaust, SeekingConsumer
 from stream_scorer.monitor.window_reports import (
@@ -31,6 +31,7 @@ from stream_scorer.monitor.window_reports import (
     LABELS_LOST_BEFORE,
     LOST_BEFORE,
     MATURE,
+    OTHER_PANES_TO,
     PANE,
     REVISIONS_FROM,
     WindowReporter,
@@ -63,7 +64,7 @@ R = TypeVar("R", ScoreSummary, Outcome)
 class AppSettings:
     """Names and addresses of one monitor. Intervals in seconds. `label_sources` are counted separately.
 
-    `horizon_ms` is ``labels.horizon``.
+    `horizon_ms` is ``labels.horizon``, `pane_ms` is ``monitor.pane``.
     """
 
     bootstrap: str
@@ -76,6 +77,7 @@ class AppSettings:
     emit_every_s: float = 1.0
     label_sources: frozenset[str] = frozenset()
     horizon_ms: int = DAY_MS
+    pane_ms: int = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,24 +227,39 @@ def readable(values: Sequence[bytes], decode: Callable[[bytes], R], topic: str, 
             _log.warning("%s: an unreadable record is ignored: %s", topic, error)
 
 
-class SummaryCounter:
-    """Decodes summaries and counts them."""
+def raise_to(maxima: dict[str, int], name: str, value: int) -> None:
+    """Raise one of `maxima` to `value`, if it is lower or missing."""
+    maxima[name] = max(value, maxima.get(name, value))
 
-    def __init__(self, topic: str, metrics: Metrics) -> None:
+
+class SummaryCounter:
+    """Decodes summaries and counts them; those with panes of another length than `pane_ms` are left out.
+
+    A scorer with another spec than the monitor writes these: before a change of the spec, or during it. Their
+    transactions cannot be divided among the panes, so the windows up to the newest of them are not reported.
+    """
+
+    def __init__(self, topic: str, metrics: Metrics, *, pane_ms: int) -> None:
         self._decoder = msgspec.json.Decoder(ScoreSummary)
         self._topic = topic
         self._metrics = metrics
+        self._pane_ms = pane_ms
+        self._logged: set[int] = set()
         metrics.begin(UNREADABLE, [topic])
         self._follows: dict[tuple[str, int], tuple[int, int]] = {}
 
     def __call__(self, cells: Cells, maxima: dict[str, int], values: Sequence[bytes]) -> None:
         for summary in readable(values, self._decode, self._topic, self._metrics):
             self._check(summary)
-            count_summary(cells, summary)
             newest = max((pane.pane for pane in summary.panes), default=None)
-            if newest is not None:
-                name = f"{PANE}{summary.partition}"
-                maxima[name] = max(newest, maxima.get(name, newest))
+            if newest is None:
+                continue
+            raise_to(maxima, f"{PANE}{summary.partition}", newest)
+            if summary.pane_ms == self._pane_ms:
+                count_summary(cells, summary)
+            else:
+                self._leave_out(summary)
+                raise_to(maxima, OTHER_PANES_TO, newest + summary.pane_ms - 1)
 
     def lost_before(self, value: bytes) -> dict[str, int]:
         """See `Counter.lost_before`."""
@@ -255,6 +272,16 @@ class SummaryCounter:
         require_counts(summary)
         return summary
 
+    def _leave_out(self, summary: ScoreSummary) -> None:
+        self._metrics.count(OTHER_PANES)
+        if summary.pane_ms not in self._logged:
+            self._logged.add(summary.pane_ms)
+            text = (
+                "%s: summaries with panes of %d ms are not counted, and windows up to them are not reported, because "
+                "monitor.pane of this monitor is %d ms: do all scorers and monitors have the same spec?"
+            )
+            _log.warning(text, self._topic, summary.pane_ms, self._pane_ms)
+
     def _check(self, summary: ScoreSummary) -> None:
         # Several versions and arms summarise the same range, so a range can repeat.
         at = (summary.topic, summary.partition)
@@ -266,10 +293,13 @@ class SummaryCounter:
 
 
 class OutcomeCounter:
-    """Decodes outcomes and counts them; `sources` of labels separately."""
+    """Decodes outcomes and counts them in panes of `pane_ms`; `sources` of labels separately."""
 
-    def __init__(self, topic: str, metrics: Metrics, sources: frozenset[str], horizon_ms: int = DAY_MS) -> None:
+    def __init__(
+        self, topic: str, metrics: Metrics, sources: frozenset[str], *, pane_ms: int, horizon_ms: int = DAY_MS
+    ) -> None:
         self._sources = sources
+        self._pane_ms = pane_ms
         self._horizon_ms = horizon_ms
         self._decode = msgspec.json.Decoder(Outcome).decode
         self._topic = topic
@@ -278,8 +308,8 @@ class OutcomeCounter:
 
     def __call__(self, cells: Cells, maxima: dict[str, int], values: Sequence[bytes]) -> None:
         for outcome in readable(values, self._decode, self._topic, self._metrics):
-            count_outcome(cells, outcome, self._sources, self._horizon_ms)
-            maxima[LABELLED_AT] = max(outcome.labelled_at, maxima.get(LABELLED_AT, outcome.labelled_at))
+            count_outcome(cells, outcome, self._sources, self._horizon_ms, self._pane_ms)
+            raise_to(maxima, LABELLED_AT, outcome.labelled_at)
 
     def lost_before(self, value: bytes) -> dict[str, int]:
         """See `Counter.lost_before`."""
@@ -347,9 +377,13 @@ class MonitorApp:
         self._metrics = metrics
         self._encode = msgspec.json.Encoder().encode
         summaries, outcomes = settings.summaries, settings.outcomes
-        count_outcomes = OutcomeCounter(outcomes, metrics, settings.label_sources, settings.horizon_ms)
+        pane_ms = settings.pane_ms
+        count_summaries = SummaryCounter(summaries, metrics, pane_ms=pane_ms)
+        count_outcomes = OutcomeCounter(
+            outcomes, metrics, settings.label_sources, pane_ms=pane_ms, horizon_ms=settings.horizon_ms
+        )
         self._talliers = {
-            summaries: Tallier(store, metrics, summaries, SummaryCounter(summaries, metrics), (CLOSE, MATURE)),
+            summaries: Tallier(store, metrics, summaries, count_summaries, (CLOSE, MATURE)),
             outcomes: Tallier(store, metrics, outcomes, count_outcomes, ()),
         }
         self.ready = False

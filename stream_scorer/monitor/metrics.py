@@ -20,6 +20,11 @@ SUMMARY_GAPS = Metric(
     "stream_scorer_monitor_summary_gaps_total",
     "Summaries that do not start at the end of the previous summary.",
 )
+OTHER_PANES = Metric(
+    "counter",
+    "stream_scorer_monitor_other_panes_total",
+    "Summaries that are not counted into windows, because their scorer has another `monitor.pane` than the monitor.",
+)
 MISMATCHED = Metric(
     "counter",
     "stream_scorer_monitor_profile_mismatches_total",
@@ -41,8 +46,8 @@ PART_FAILURES = Metric(
 REFUSED = Metric(
     "counter",
     "stream_scorer_monitor_refused_windows_total",
-    "Reports of a window without some figures: `all` or `labels` because counts are negative, `lost` because retention "
-    "deleted summaries before they were counted.",
+    "Reports of a window without some figures: `all` or `labels` because counts are negative, `lost` because "
+    "summaries were not counted: retention deleted them before, or their panes have another length.",
     ("figures",),
 )
 APPLIED_LAG = Metric(
@@ -139,6 +144,7 @@ MONITOR_METRICS: tuple[Metric, ...] = (
     COUNTED,
     UNREADABLE,
     SUMMARY_GAPS,
+    OTHER_PANES,
     MISMATCHED,
     REFUSED,
     APPLIED_LAG,

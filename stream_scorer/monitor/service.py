@@ -44,6 +44,8 @@ STOP_S = 7.0
 STOP_POLL_S = 0.1
 COUNTS_EVERY_S = 1.0
 PARTITIONS_EVERY_S = 60.0
+# What counts are bound to besides their topics: panes of another length are other counts.
+PANE_SETTING = "monitor.pane"
 
 _log = logging.getLogger("stream_scorer.monitor")
 
@@ -184,6 +186,7 @@ def _app_settings(settings: MonitorSettings, topics: Topics, rules: WindowRules)
         emit_every_s=settings.emit_every_s,
         label_sources=rules.label_sources,
         horizon_ms=rules.horizon_ms,
+        pane_ms=rules.pane_ms,
     )
 
 
@@ -328,8 +331,9 @@ class _Windows:
                 _log.warning("the first reference profile is not loaded: %s", error.message)
             ids = self._topic_ids()
             store = CounterStore(client, self._namespace(ids), ttl_s=ttl_s(self._rules, settings.max_outage_s))
-            if not store.bind(ids):
-                _log.warning("a topic of the windows was recreated: everything is counted again")
+            if not store.bind(ids | {PANE_SETTING: str(self._rules.pane_ms)}):
+                text = "a topic of the windows was recreated, or %s has changed: everything is counted again"
+                _log.warning(text, PANE_SETTING)
             reporter = self._window_reporter(store)
             make_app = lambda: MonitorApp(  # noqa: E731 - the app must be created inside the running event loop
                 _app_settings(settings, self._topics, self._rules),

@@ -119,12 +119,17 @@ def _count_rates(counts: dict[str, int], pane: PaneSummary) -> None:
             counts[f"sd:{rule}:{decision}"] += number
 
 
-def count_outcome(cells: Cells, outcome: Outcome, sources: frozenset[str], horizon_ms: int = DAY_MS) -> None:
+def count_outcome(
+    cells: Cells, outcome: Outcome, sources: frozenset[str], horizon_ms: int = DAY_MS, pane_ms: int | None = None
+) -> None:
     """Add one outcome to `cells`: increments the new label and decrements the label that it replaces.
 
-    `sources` are the label sources that are counted separately; `horizon_ms` is ``labels.horizon``.
+    Args:
+        sources: the label sources that are counted separately. horizon_ms: ``labels.horizon``.
+        pane_ms: length of the panes of `cells`; None: the outcome has panes of the same length.
     """
-    counts = cells[outcome.pane, cell_label(outcome.ensemble, outcome.version, outcome.arm)]
+    pane = outcome.pane if pane_ms is None else outcome.event_time - outcome.event_time % pane_ms
+    counts = cells[pane, cell_label(outcome.ensemble, outcome.version, outcome.arm)]
     source = listed(outcome.source, sources)
     if outcome.previous_label is not None:
         before = listed(outcome.previous_source or "", sources)

@@ -34,6 +34,8 @@ REVISIONS_FROM = "revisions_from"
 # Retention deleted records before they were counted: panes up to the first time lack transactions, panes up to the
 # second lack labels.
 LOST_BEFORE, LABELS_LOST_BEFORE = "lost_before", "labels_lost_before"
+# The end of the newest pane of another length, whose summary is not counted (event time, ms).
+OTHER_PANES_TO = "other_panes_to"
 # Events in the life of a window: it closes, and its labels become mature.
 CLOSE, MATURE = "close", "mature"
 # The start of the newest window that the gauges have shown, by kind, and the event that makes windows of that kind.
@@ -186,7 +188,7 @@ class WindowReporter:
         waiting = self._store.changed()
         changed = {start: waiting[start] for start in self._waiting.choose(waiting, newest_of)}
         self._metrics.set(WAITING, len(waiting) - len(changed))
-        lost_before = self._lost(head, LOST_BEFORE)
+        lost_before = max(self._lost(head, LOST_BEFORE), head.maxima.get(OTHER_PANES_TO, -1))
         records: list[MonitorMetric] = []
         for panes in self._rules.window_panes:
             for start in sorted({self._rules.start_of(pane, panes) for pane in changed}):

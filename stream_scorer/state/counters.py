@@ -3,7 +3,7 @@
 Keys, all under one hash tag so that they share a slot::
 
     {ns}:head               epoch, `m:<source>` next offset to count, `x:<name>` maxima (watermarks, for example),
-                            `t:<topic>` the broker's id of a topic
+                            `t:<name>` what the counts are bound to, such as the broker's id of a topic
     {ns}:<epoch>:c:<cell>   one hash of integer counts; a cell is `<window>|<label>`
     {ns}:<epoch>:p:<window> the labels seen in a window
     {ns}:<epoch>:dirty      windows that changed since they were last settled, with a change counter
@@ -71,6 +71,24 @@ class Head:
     maxima: Mapping[str, int]
 
 
+def require_origin(wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raise `StateGap` unless `found` has all of `wanted`."""
+    other = [name for name, value in wanted.items() if found.get(name) != value]
+    if other:
+        raise StateGap(
+            f"the monitor's counts in Redis are lost, or of another origin ({', '.join(other)})",
+            hint="Another monitor of the group may have another spec. This one counts everything again.",
+        )
+
+
+def _head_of(named: Mapping[str, str]) -> Head:
+    return Head(
+        named.get("epoch", ""),
+        {key[2:]: int(value) for key, value in named.items() if key.startswith("m:")},
+        {key[2:]: int(value) for key, value in named.items() if key.startswith("x:")},
+    )
+
+
 class CounterStore:
     """The counters of one namespace. Methods block on Redis and raise `StateUnavailable`.
 
@@ -82,6 +100,7 @@ class CounterStore:
         self._root = f"{{{namespace}}}:"
         self._ttl = str(ttl_s)
         self._epoch = ""
+        self._origin: Mapping[str, str] = {}
         self._apply = client.register_script(scripts.load("apply_counters"))
         self._open = client.register_script(scripts.load("open_counters"))
         self._settle = client.register_script(scripts.load("settle_window"))
@@ -99,22 +118,36 @@ class CounterStore:
     def _base(self) -> str:
         return f"{self._root}{self._epoch}:"
 
-    def bind(self, topics: Mapping[str, str]) -> bool:
-        """Require that the counts are of the topics with these ids, by name, and return whether they are.
+    def bind(self, origin: Mapping[str, str]) -> bool:
+        """Require that the counts are of this origin, and return whether they are.
 
-        If one of them was recreated, the counts are lost, and the next `open` begins a new epoch.
+        If they are not, they are lost, and the next `open` begins a new epoch.
+
+        Args:
+            origin: what the counts are made of, such as the broker's ids of the topics by name, and settings that they
+                depend on. A name without a value so far gets this one.
         """
         with mapped_errors():
-            args = [x for pair in topics.items() for x in pair]
-            return bool(self._bind(keys=[self._head], args=args) == 1)
+            args = [x for pair in origin.items() for x in pair]
+            kept = bool(self._bind(keys=[self._head], args=args) == 1)
+        self._origin = dict(origin)
+        return kept
 
     def open(self, new_epoch: str, first: Mapping[str, int]) -> Head:
-        """Begin `new_epoch` if there is no epoch, and set the applied offsets that are missing to `first`."""
+        """Begin `new_epoch` if there is no epoch, and set the applied offsets that are missing to `first`.
+
+        Raises:
+            StateGap: the counts are not of the origin of `bind` any more: another process has bound them to its own, or
+                Redis has lost them. Bind them again.
+        """
         pairs = [str(x) for pair in first.items() for x in pair]
         keys = [self._head, *(f"{self._root}try:{kind}" for kind in ("hash", "set", "zset"))]
         with mapped_errors():
             self._epoch = cast(bytes, self._open(keys=keys, args=[new_epoch, *pairs])).decode()
-        return self.head()
+        head = self._named_head()
+        # After the epoch was read: whoever binds them later begins another epoch.
+        require_origin(self._origin, {key[2:]: value for key, value in head.items() if key.startswith("t:")})
+        return _head_of(head)
 
     def skip_to(self, source: str, offset: int) -> int:
         """Advance the applied offset past records that no longer exist; the caller reports the loss.
@@ -126,14 +159,12 @@ class CounterStore:
 
     def head(self) -> Head:
         """The current epoch, applied offsets and maxima."""
+        return _head_of(self._named_head())
+
+    def _named_head(self) -> dict[str, str]:
         with mapped_errors():
             raw = cast(dict[bytes, bytes], self._client.hgetall(self._head))
-        named = {key.decode(): value.decode() for key, value in raw.items()}
-        return Head(
-            named.get("epoch", ""),
-            {key[2:]: int(value) for key, value in named.items() if key.startswith("m:")},
-            {key[2:]: int(value) for key, value in named.items() if key.startswith("x:")},
-        )
+        return {key.decode(): value.decode() for key, value in raw.items()}
 
     def apply(self, batch: Batch) -> CounterReply:
         """Add the counts of `batch` and advance the applied offset of its source, or change nothing and return why.

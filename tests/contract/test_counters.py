@@ -203,6 +203,21 @@ def test_counts_of_a_topic_that_was_recreated_are_lost(parts: MemoryParts | Redi
     assert again.head() == head
 
 
+def test_a_store_does_not_open_the_counts_of_others(parts: MemoryParts | RedisParts, store: Store) -> None:
+    """Of two monitors with different settings, the one that was bound first counts nothing into those of the other."""
+    other = parts.store()
+    store.bind({"t": "id", "monitor.pane": "60000"})
+    store.open("e1", {"t:0": 0})
+    assert not other.bind({"t": "id", "monitor.pane": "3600000"})
+    other.open("e2", {"t:0": 0})
+    with pytest.raises(StateGap):
+        store.apply(batch(0, 5))
+    with pytest.raises(StateGap, match=r"monitor\.pane"):
+        store.open("e3", {"t:0": 0})
+    assert not store.bind({"t": "id", "monitor.pane": "60000"})
+    assert store.open("e3", {"t:0": 0}).epoch == "e3"
+
+
 @pytest.mark.parametrize("source", ["t:0", "t:9"])
 def test_nothing_counts_without_an_offset(parts: MemoryParts | RedisParts, store: Store, source: str) -> None:
     if source == "t:0":

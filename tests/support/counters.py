@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from stream_scorer.errors import StateGap
-from stream_scorer.state.counters import Batch, Cell, CounterReply, Head
+from stream_scorer.state.counters import Batch, Cell, CounterReply, Head, require_origin
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class MemoryCounterServer:
         self.epoch = ""
         self.applied: dict[str, int] = {}
         self.maxima: dict[str, int] = {}
-        self.topics: dict[str, str] = {}
+        self.origin: dict[str, str] = {}
         self.epochs: dict[str, _Epoch] = {}
         self.lead: tuple[str, int] = ("", -1)  # who, until when
 
@@ -44,15 +44,15 @@ class MemoryCounterServer:
         self.epoch = ""
         self.applied.clear()
         self.maxima.clear()
-        self.topics.clear()
+        self.origin.clear()
 
-    def bind(self, topics: Mapping[str, str]) -> bool:
+    def bind(self, origin: Mapping[str, str]) -> bool:
         """See `CounterStore.bind`."""
         with self.lock:
-            kept = all(self.topics.get(topic, topic_id) == topic_id for topic, topic_id in topics.items())
+            kept = all(self.origin.get(name, value) == value for name, value in origin.items())
             if not kept:
                 self._lose_head()
-            self.topics |= topics
+            self.origin |= origin
             return kept
 
 
@@ -62,14 +62,16 @@ class MemoryCounterStore:
     def __init__(self, server: MemoryCounterServer) -> None:
         self._server = server
         self._epoch = ""
+        self._origin: Mapping[str, str] = {}
 
     @property
     def _mine(self) -> _Epoch:
         return self._server.epochs.setdefault(self._epoch, _Epoch())
 
-    def bind(self, topics: Mapping[str, str]) -> bool:
+    def bind(self, origin: Mapping[str, str]) -> bool:
         """See `CounterStore.bind`."""
-        return self._server.bind(topics)
+        self._origin = dict(origin)
+        return self._server.bind(origin)
 
     def open(self, new_epoch: str, first: Mapping[str, int]) -> Head:
         """See `CounterStore.open`."""
@@ -77,6 +79,7 @@ class MemoryCounterStore:
             self._server.epoch = self._epoch = self._server.epoch or new_epoch
             for source, offset in first.items():
                 self._server.applied.setdefault(source, offset)
+            require_origin(self._origin, self._server.origin)
         return self.head()
 
     def skip_to(self, source: str, offset: int) -> int:

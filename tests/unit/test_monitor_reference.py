@@ -12,8 +12,10 @@ from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble import registry
 from stream_scorer.ensemble.manifest import Manifest
 from stream_scorer.errors import AccessDenied, ArtifactError, BrokerUnavailable, RegistryUnavailable, StreamScorerError
+from stream_scorer.kafka.topics import Topics
 from stream_scorer.monitor import service
 from stream_scorer.monitor.reference import KEPT_VERSIONS, RETRY_S, EnsembleReferences
+from stream_scorer.monitor.windows import WindowRules
 from tests.support.ensembles import compose
 
 
@@ -66,3 +68,34 @@ def test_windows_are_counted_without_a_first_profile_unless_it_is_damaged(
     windows._references = SimpleNamespace(load_initial=lambda: fail(error))  # type: ignore[assignment]
     with pytest.raises(type(error) if ends else BrokerUnavailable):
         windows.run(threading.Event(), lambda: None)
+
+
+def test_counts_are_bound_to_the_length_of_a_pane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts of panes of another length are no counts of these windows: everything is counted again."""
+    bound: list[dict[str, str]] = []
+
+    class Store:
+        def __init__(self, *_args: object, **_more: object) -> None: ...
+
+        def bind(self, identity: dict[str, str]) -> bool:
+            bound.append(identity)
+            raise BrokerUnavailable("enough")
+
+    monkeypatch.setattr(service, "connect", lambda _redis: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(service, "ping", lambda *_: None)
+    monkeypatch.setattr(
+        service, "TopicAdmin", lambda _bootstrap: SimpleNamespace(topic_id=lambda name: f"id of {name}")
+    )
+    monkeypatch.setattr(service, "CounterStore", Store)
+    windows = object.__new__(service._Windows)
+    windows._settings = SimpleNamespace(  # type: ignore[assignment]
+        state_dir=tmp_path, redis="", bootstrap="", group="g", namespace="", max_outage_s=0
+    )
+    windows._references = SimpleNamespace(load_initial=lambda: None)  # type: ignore[assignment]
+    windows._topics = Topics()
+    windows._rules = WindowRules(60_000, 0, 0)
+    with pytest.raises(BrokerUnavailable, match="enough"):
+        windows.run(threading.Event(), lambda: None)
+    assert bound == [
+        {"score-summaries": "id of score-summaries", "outcomes": "id of outcomes", "monitor.pane": "60000"}
+    ]

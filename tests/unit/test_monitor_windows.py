@@ -28,7 +28,13 @@ from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.service import ttl_s
 from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells, parse_label
 from stream_scorer.monitor.transport import Links
-from stream_scorer.monitor.window_reports import LABELS_LOST_BEFORE, LOST_BEFORE, REVISIONS_FROM, WindowReporter
+from stream_scorer.monitor.window_reports import (
+    LABELS_LOST_BEFORE,
+    LOST_BEFORE,
+    OTHER_PANES_TO,
+    REVISIONS_FROM,
+    WindowReporter,
+)
 from stream_scorer.monitor.windows import Figure, WindowRules, drifts, figures, watermark
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.records import Outcome, PaneSummary, ScoreSummary
@@ -196,7 +202,7 @@ def test_records_follow_each_other_across_markers_and_not_across_a_seek() -> Non
 def test_a_record_that_was_lost_after_its_fetch_is_not_skipped() -> None:
     store, metrics = MemoryCounterStore(MemoryCounterServer()), Metrics(MONITOR_METRICS)
     store.open("e", {"outcomes:0": 0})
-    count = OutcomeCounter("outcomes", metrics, frozenset())
+    count = OutcomeCounter("outcomes", metrics, frozenset(), pane_ms=HOUR)
     tallier = Tallier(store, metrics, "outcomes", count, ())  # type: ignore[arg-type]
     tallier.seek({0: 0}, {})
     value = msgspec.json.encode(outcome("fraud"))
@@ -229,8 +235,8 @@ def test_counts_that_redis_lost_are_noticed_without_another_record() -> None:
 )
 def test_a_summary_with_impossible_counts_is_ignored_and_counted(change: dict[str, object]) -> None:
     metrics, cells, maxima = Metrics(MONITOR_METRICS), new_cells(), dict[str, int]()
-    count = SummaryCounter("score-summaries", metrics)
-    OutcomeCounter("outcomes", metrics, frozenset())
+    count = SummaryCounter("score-summaries", metrics, pane_ms=HOUR)
+    OutcomeCounter("outcomes", metrics, frozenset(), pane_ms=HOUR)
     unreadable = "stream_scorer_monitor_unreadable_total"
     for topic in ("score-summaries", "outcomes"):
         assert metrics.registry.get_sample_value(unreadable, {"topic": topic}) == 0
@@ -240,11 +246,33 @@ def test_a_summary_with_impossible_counts_is_ignored_and_counted(change: dict[st
     assert metrics.registry.get_sample_value(unreadable, {"topic": "score-summaries"}) == 1
 
 
+def test_summaries_with_panes_of_another_length_are_not_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """Windows up to the end of their newest pane lack them. Event time goes on with them."""
+    metrics, cells, maxima = Metrics(MONITOR_METRICS), new_cells(), dict[str, int]()
+    count = SummaryCounter("score-summaries", metrics, pane_ms=HOUR)
+    minute = [msgspec.structs.replace(PANE, pane=pane * HOUR) for pane in (9, 7)]
+    others = [msgspec.structs.replace(summary(pane), pane_ms=HOUR // 60) for pane in minute]
+    values = [msgspec.json.encode(s) for s in (summary(PANE), *others, msgspec.structs.replace(summary(), pane_ms=1))]
+    count(cells, maxima, values)
+    assert {pane: counts["n"] for (pane, _), counts in cells.items()} == {PANE.pane: 10}
+    assert maxima == {"pane:0": 9 * HOUR, OTHER_PANES_TO: 9 * HOUR + HOUR // 60 - 1}
+    assert metrics.registry.get_sample_value("stream_scorer_monitor_other_panes_total") == 2
+    assert caplog.text.count("panes of 60000 ms") == 1
+
+
+def test_outcomes_count_in_the_panes_of_the_spec_whatever_panes_the_joiner_had() -> None:
+    count = OutcomeCounter("outcomes", Metrics(MONITOR_METRICS), frozenset(), pane_ms=HOUR)
+    cells = new_cells()
+    found = outcome("fraud", event_time=5 * HOUR + HOUR // 2, pane=5 * HOUR + HOUR // 2)
+    count(cells, {}, [msgspec.json.encode(found)])
+    assert [pane for pane, _ in cells] == [5 * HOUR]
+
+
 @pytest.mark.parametrize(("cut", "lost"), [({}, None), ({0: 7}, PANE.pane), ({0: 6}, None), ({1: 7}, None)])
 def test_the_first_record_after_deleted_ones_marks_what_is_lost(cut: dict[int, int], lost: int | None) -> None:
     metrics, store = Metrics(MONITOR_METRICS), MemoryCounterStore(MemoryCounterServer())
     store.open("e", {"score-summaries:0": 7})
-    count = SummaryCounter("score-summaries", metrics)
+    count = SummaryCounter("score-summaries", metrics, pane_ms=HOUR)
     tallier = Tallier(store, metrics, "score-summaries", count, ())  # type: ignore[arg-type]
     tallier.seek({0: 7}, cut)
     later = msgspec.structs.replace(PANE, pane=PANE.pane + 9 * HOUR)
@@ -258,7 +286,7 @@ def test_the_first_record_after_deleted_ones_marks_what_is_lost(cut: dict[int, i
 def test_applied_offsets_pass_final_markers(cut: dict[int, int], lost: int | None) -> None:
     metrics, store, links = Metrics(MONITOR_METRICS), MemoryCounterStore(MemoryCounterServer()), Links()
     store.open("e", {"score-summaries:0": 7})
-    count = SummaryCounter("score-summaries", metrics)
+    count = SummaryCounter("score-summaries", metrics, pane_ms=HOUR)
     tallier = Tallier(store, metrics, "score-summaries", count, ())  # type: ignore[arg-type]
     tallier.seek({0: 7}, cut)
     assert fetch(links, 7, 9) == []
@@ -356,7 +384,7 @@ def test_a_summary_without_transactions_does_not_hide_what_is_lost() -> None:
     store = MemoryCounterStore(MemoryCounterServer())
     store.open("e", {"score-summaries:0": 7})
     metrics = Metrics(MONITOR_METRICS)
-    count = SummaryCounter("score-summaries", metrics)
+    count = SummaryCounter("score-summaries", metrics, pane_ms=HOUR)
     tallier = Tallier(store, metrics, "score-summaries", count, ())  # type: ignore[arg-type]
     tallier.seek({0: 7}, {0: 7})
     tallier.apply(0, [Linked(7, 7, msgspec.json.encode(summary()))])
@@ -365,6 +393,6 @@ def test_a_summary_without_transactions_does_not_hide_what_is_lost() -> None:
 
 
 def test_the_first_outcome_after_deleted_ones_marks_which_labels_are_lost() -> None:
-    count = OutcomeCounter("outcomes", Metrics(MONITOR_METRICS), frozenset())
+    count = OutcomeCounter("outcomes", Metrics(MONITOR_METRICS), frozenset(), pane_ms=HOUR)
     assert count.lost_before(msgspec.json.encode(outcome("fraud"))) == {LABELS_LOST_BEFORE: 6 * HOUR}
     assert count.lost_before(b"{") == {}

@@ -7,8 +7,10 @@ import math
 from collections import Counter
 from itertools import pairwise
 
+import msgspec
 import pytest
 
+from stream_scorer.monitor.app import Linked, SummaryCounter, Tallier
 from stream_scorer.monitor.metrics import MONITOR_METRICS
 from stream_scorer.monitor.tally import cell_label, count_outcome, count_summary, new_cells
 from stream_scorer.monitor.window_gauges import WindowGauges
@@ -389,3 +391,46 @@ def test_only_the_leader_shows_windows_and_no_older_one_after_a_restart() -> Non
     monitor.count(5, reached=62, reviews=9)
     monitor.count(5, reached=62, version="0")
     assert turn("two") == ([0.1], [54])
+
+
+def test_after_a_change_of_panes_no_window_is_reported_that_lacks_transactions() -> None:
+    """Six panes of ten minutes in hour 100; then the spec has panes of an hour, and a scorer follows in hour 103."""
+    source, minutes, log = "summaries:0", HOUR // 6, list[bytes]()
+
+    def add(hour: int, start: int, pane_ms: int) -> None:
+        pane = PaneSummary(
+            pane=hour * HOUR + start, rows=10, duplicates=0, degraded=0, fallback=0,
+            decisions={"approve": 9, "review": 1, "block": 0}, money={"approve": 90, "review": 10, "block": 0},
+            features={}, members={}, member_alerts={}, score=[0, 10], left_out={},
+        )  # fmt: skip
+        found = ScoreSummary("cards", "1", "champion", pane_ms, "transactions", 0, 0, 10, 0, [pane])
+        log.append(msgspec.json.encode(found))
+
+    def run(monitor: Monitor, pane_ms: int) -> list[tuple[int, float | None, int, bool]]:
+        """Start a monitor with panes of this length: it counts all that is not counted yet, and reports once."""
+        monitor.rules = WindowRules(pane_ms, HOUR, 48 * HOUR, (1,), FACE_VALUE)
+        store, now = monitor.open(), str(monitor.clock.at_s)
+        store.bind({"summaries": "id", "monitor.pane": str(pane_ms)})
+        at = store.open(f"{pane_ms} {now}", {source: 0}).applied[source]
+        monitor.store, monitor.reporter = store, monitor.make("one")
+        counter = SummaryCounter("summaries", monitor.metrics, pane_ms=pane_ms)
+        tallier = Tallier(store, monitor.metrics, "summaries", counter, (CLOSE, MATURE))  # type: ignore[arg-type]
+        tallier.seek({0: at}, {})
+        tallier.apply(0, [Linked(at + i, at + i, value) for i, value in enumerate(log[at:])])
+        return monitor.turn()
+
+    monitor = Monitor()
+    for pane in range(6):
+        add(100, pane * minutes, minutes)
+    assert len(run(monitor, minutes)) == 6
+    # The monitor is the first one that has the new spec; until the scorer follows, nothing can be counted.
+    add(102, 0, minutes)
+    assert run(monitor, HOUR) == []
+    add(103, 0, HOUR)
+    add(105, 0, HOUR)
+    assert run(monitor, HOUR) == [(103, 10, 1, True), (105, 10, 1, False)]
+    add(106, 0, HOUR)
+    add(108, 0, HOUR)
+    # The gauges show the newest closed window again.
+    again = (103, 10, 2, True)
+    assert run(monitor, HOUR) == [again, (105, 10, 2, True), (106, 10, 1, True), (108, 10, 1, False)]

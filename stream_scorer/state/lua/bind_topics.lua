@@ -1,7 +1,8 @@
--- Binds the counters to the broker's ids of their topics. If a topic has another id than before, the head is deleted.
+-- Binds the counters to their origin, such as the broker's ids of their topics. If a value differs from before, the head is
+-- deleted.
 --
 -- KEYS: head
--- ARGV: (topic, id) each
+-- ARGV: (name, value) each
 --
 -- Returns 1 if the counts are still there, else 0.
 local kept = 1
