@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from numpy.typing import NDArray
 
 from proofs.storm_proxy import Proxy
@@ -601,6 +602,44 @@ def test_joiner_that_dies_between_the_two_commits(stack: Any, topics: Topics, tm
         msgspec.json.decode(v, type=Outcome).event_id for v in read_all(stack.addresses.kafka, topics.outcomes)
     }
     assert published == labelled & scores
+
+
+def test_joiner_whose_positions_and_store_retention_has_passed(stack: Any, topics: Topics, tmp_path: Path) -> None:
+    """First all that it has read of a partition is deleted, then its store is lost too."""
+    feed, numbers = Feed(stack.addresses.kafka, topics, seed=4), iter(range(100))
+    inputs = [(topic, p) for topic in (topics.scores, topics.labels) for p in range(PARTITIONS)]
+    rules = JoinRules(HOUR, 48 * HOUR, HOUR, RANK, 400 * 24 * HOUR, 5 * 60_000)
+
+    def run(hour: float, store_name: str) -> tuple[Joiner, dict[tuple[str, int], tuple[int, int]]]:
+        """Score six micro-batches and join them; also returns the bounds of the inputs."""
+        for _ in range(6):
+            feed.batch(next(numbers), hour)
+        store = JoinerStore(tmp_path / store_name)
+        joiner = Joiner(store, rules, SystemClock(), scores=topics.scores, labels=topics.labels)
+        with TransactionalLoop(
+            stack.addresses.kafka, SystemClock(), group="joiner", transactional_id=topics.prefix, client_id="joiner"
+        ) as loop:
+            service = JoinerService(loop, store, joiner, SystemClock(), inputs=inputs, outcomes=topics.outcomes)
+            service.run(_Quiet(loop, joiner), lambda: None)  # type: ignore[arg-type]
+            bounds = loop.ends(inputs)
+        store.close()
+        return joiner, bounds
+
+    def delete(bounds: dict[tuple[str, int], tuple[int, int]]) -> None:
+        """Delete all scores of partition 1."""
+        at = topics.scores, 1
+        admin = AdminClient({"bootstrap.servers": stack.addresses.kafka})
+        for future in admin.delete_records([TopicPartition(*at, bounds[at][1])]).values():
+            future.result()
+
+    _, bounds = run(5, "first")
+    delete(bounds)
+    joiner, bounds = run(10, "first")
+    assert joiner.counts.scores > 0 and joiner.counts.labels_lost_before is None  # only a marker was not read
+    delete(bounds)
+    joiner, bounds = run(15, "second")
+    assert joiner.counts.replayed > 0 and joiner.counts.labels_lost_before is not None
+    assert T0 + 13 * HOUR < joiner.counts.labels_lost_before <= T0 + 15 * HOUR
 
 
 class _Quiet:
