@@ -394,7 +394,7 @@ def test_only_the_leader_shows_windows_and_no_older_one_after_a_restart() -> Non
 
 
 def test_after_a_change_of_panes_no_window_is_reported_that_lacks_transactions() -> None:
-    """Six panes of ten minutes in hour 100; then the spec has panes of an hour, and a scorer follows in hour 103."""
+    """Six panes of ten minutes in hour 100; then panes of an hour, in all scorers from hour 103 on."""
     source, minutes, log = "summaries:0", HOUR // 6, list[bytes]()
 
     def add(hour: int, start: int, pane_ms: int) -> None:
@@ -423,7 +423,8 @@ def test_after_a_change_of_panes_no_window_is_reported_that_lacks_transactions()
     for pane in range(6):
         add(100, pane * minutes, minutes)
     assert len(run(monitor, minutes)) == 6
-    # The monitor is the first one that has the new spec; until the scorer follows, nothing can be counted.
+    # The monitor has the new spec before one of two scorers: the window lacks the transactions of that one.
+    add(102, 0, HOUR)
     add(102, 0, minutes)
     assert run(monitor, HOUR) == []
     add(103, 0, HOUR)
