@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-
 import pytest
 from click.testing import CliRunner
 from confluent_kafka import KafkaError, KafkaException
