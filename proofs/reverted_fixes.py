@@ -181,9 +181,7 @@ def _unpinned(read_text: Any) -> Any:
 
 
 def _new_partitions_begin_nowhere(read_from: Any) -> Any:
-    return lambda applied, sources, score_from: read_from(
-        applied, [s for s in sources if s in applied.next_offset], score_from
-    )
+    return lambda applied, sources: read_from(applied, [s for s in sources if s in applied.next_offset])
 
 
 _DECODER, _STATE = "stream_scorer.serde.decoder.", "stream_scorer.control.state."

@@ -20,6 +20,7 @@
     ├── ExpireRefused                exit 1   a pass would delete most feature rows: nothing was deleted
     ├── TransactionAborted           exit 1   a Kafka transaction was aborted: resync needed
     ├── OffsetsBehind                exit 1   the broker reports older offsets than were committed: resync later
+    │   └── StartPending                      another scorer commits where a new group begins: resync later
     ├── RecordError                           one input record is bad: it goes to the dead-letter topic, never up
     └── CheckFailed                  exit 3   a check found a difference
 
@@ -145,6 +146,10 @@ class TransactionAborted(StreamScorerError):
 
 class OffsetsBehind(StreamScorerError):
     """The broker reports older offsets of the group than were committed: resync when it has loaded them."""
+
+
+class StartPending(OffsetsBehind):
+    """The group is new, and the scorer of another partition has still to commit where it begins: resync then."""
 
 
 # The codes of dead letters: stable, and documented in docs/errors.md.

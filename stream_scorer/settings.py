@@ -233,7 +233,8 @@ CATALOGUE: tuple[Setting, ...] = (
     Setting(
         "scorer.start",
         "--start",
-        "Offset at which a new group starts to score.",
+        "Offset at which a new group starts to score. The same for all scorers of the group. Partitions that are "
+        "added later are scored from their beginning.",
         "earliest",
         choices=("earliest", "latest"),
     ),

@@ -19,6 +19,7 @@ from stream_scorer.clock import Deadline
 from stream_scorer.errors import (
     BrokerUnavailable,
     OffsetsBehind,
+    StartPending,
     StateGap,
     StateUnavailable,
     Stopped,
@@ -187,10 +188,7 @@ class Processor:
                 self._aborts.add(error.message, self._committer.finished)
             _log.warning("%s; reading again from the committed offsets", error.message.rstrip("."))
         except OffsetsBehind as error:
-            if not self._reader.owned:
-                raise  # in an assignment, which only another start repeats
-            self._resync_cause = "offsets_behind"
-            _log.warning("%s; looking them up again", error.message)
+            self._look_up_again(error)
         except BrokerUnavailable as error:
             # Not at the first failure: a broker that stops may also break off a handshake.
             if self._outage and (refusal := self._reader.find_refusal()) is not None:
@@ -208,6 +206,18 @@ class Processor:
         if error.message != self._outage:
             _log.warning("%s; nothing is scored until Kafka answers", error.message)
         self._outage = error.message
+
+    def _look_up_again(self, error: OffsetsBehind) -> None:
+        """Resync until the offsets are there. While a new group has not begun, that is no fault."""
+        self._resync_cause = "offsets_behind"
+        if isinstance(error, StartPending):
+            if error.message != self._waits_for:
+                _log.info("%s", error.message)
+            self._waits_for = error.message
+            return
+        if not self._reader.owned:
+            raise error  # in an assignment, which only another start repeats
+        _log.warning("%s; looking them up again", error.message)
 
     def _measure_lag(self) -> None:
         now = time.monotonic()
@@ -269,6 +279,7 @@ class Processor:
         offsets = self._start(sources)
         if sources:
             self._reader.seek_all(offsets)
+            self._waits_for = ""
         if self._outage:
             self._outage = ""
             _log.info("Kafka answers again")
@@ -292,9 +303,11 @@ class Processor:
             if drained:
                 self._producers.restore()
             return self._start(sources)
+        except StartPending as error:
+            self._look_up_again(error)
         except BrokerUnavailable as error:
             self._wait_for_broker(error)
-            return {}  # a resync looks them up
+        return {}  # a resync looks them up
 
     def _on_revoked(self, lost: bool) -> None:
         deadline = Deadline(REBALANCE_DEADLINE_S)

@@ -12,6 +12,10 @@ below an applied offset, or below what this process has committed: scoring from 
 
 A committed offset above the end of the log means that Kafka has lost records. That is refused too: reading would go on
 only after as many new records as were lost, without any of them.
+
+A group is new if it has no offset of any input. With "latest", the scorer of the first input partition then commits the
+ends of all inputs in one call, and the others wait for it. So a partition without an offset, in a group that has one of
+another partition, was added later: it is scored from its beginning, or the records of before this start would be lost.
 """
 
 from __future__ import annotations
@@ -29,7 +33,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_scorer.clock import Deadline
-from stream_scorer.errors import LogTruncated, OffsetsBehind, StateUnavailable, StreamScorerError, UsageError
+from stream_scorer.errors import (
+    LogTruncated,
+    OffsetsBehind,
+    StartPending,
+    StateUnavailable,
+    StreamScorerError,
+    UsageError,
+)
 from stream_scorer.pipeline.availability import State
 from stream_scorer.pipeline.ports import LogEnds, Reader
 from stream_scorer.positions import Offsets, SourcePartition
@@ -50,6 +61,8 @@ _DELETED = (
     "%s[%d] no longer has the offset %d, which the group reads next; its first one is %d. Either retention has deleted "
     "unread records (%d offsets), which are not scored then, or these were transaction markers. Reading goes on from %d"
 )
+_NEW_GROUP = "the group is new: it scores %s on"
+_NEW_PARTITIONS = "the group has no offset of these partitions, which are scored from their beginning: %s on"
 
 
 @dataclass(slots=True)
@@ -93,31 +106,42 @@ def starting_points(
     Raises:
         OffsetsBehind: the broker reports offsets below `scored`, or none, for some seconds. UsageError: an applied
             offset remains above the committed one, or there is no committed one any more. A partition is new since the
-            scorer started. LogTruncated: a committed offset remains above the end of its partition.
+            scorer started. LogTruncated: a committed offset remains above the end of its partition. StartPending:
+            another scorer has still to commit where the new group begins.
     """
-    look_up = partial(_committed, reader, sources, start, scored)
+    look_up = partial(_look_up, reader, sources, inputs, start, scored)
     try:
         applied = store.open() if store is not None else None
-        score_from, fresh = look_up(applied)
+        found = look_up(applied)
         if store is None:
-            return StartingPoints(dict(score_from), score_from)
-        if applied is None or _lack_records(reader, applied, score_from):
-            # Partitions without a committed offset are new to the group. If only some are, their topic was created
-            # again, and the group had features.
-            lost = bool(store.epoch) or len(fresh) < len(sources)
-            _begin(reader, store, inputs, find_beginning(), scored, applied, lost=lost)
+            found.commit_begun(reader)
+            return StartingPoints(dict(found.score_from), found.score_from)
+        if applied is None and not found.new_group:
+            # A scorer begins the rows of a new group before it commits offsets, perhaps since they were opened above.
             applied = store.open()
-            score_from, _ = look_up(applied)
+            found = look_up(applied)
+        if applied is None or _lack_records(reader, applied, found.score_from):
+            lost = bool(store.epoch) or not found.new_group
+            _begin(reader, store, inputs, find_beginning(), scored, applied, found.begun, lost=lost)
+            applied = store.open()
+            found = look_up(applied)
         if applied is None:
             raise StateUnavailable("Redis lost its data as soon as it had some")
         store.probe_write()
     except StateUnavailable as error:
-        score_from, _ = look_up(None)
-        return StartingPoints(dict(score_from), score_from, State.DEGRADED, error.message)
+        found = look_up(None)
+        found.commit_begun(reader)
+        return StartingPoints(dict(found.score_from), found.score_from, State.DEGRADED, error.message)
     read_from = _read_from(applied, sources)
+    found.commit_begun(reader)
+    return _choose(applied, StartingPoints(read_from, found.score_from), max_inline)
+
+
+def _choose(applied: AppliedOffsets, points: StartingPoints, max_inline: int) -> StartingPoints:
+    """`points` if the rows can be read up to them at once; otherwise where to score without features meanwhile."""
+    score_from = points.score_from
     if not applied.complete:
         return StartingPoints(dict(score_from), score_from, State.REBUILDING, "rows were lost")
-    points = StartingPoints(read_from, score_from)
     if points.behind > max_inline:
         return StartingPoints(dict(score_from), score_from, State.CATCHING_UP, f"{points.behind} records behind")
     if points.behind:
@@ -149,39 +173,78 @@ def _read_from(applied: AppliedOffsets, sources: list[SourcePartition]) -> dict[
     return {source: applied.next_offset[source] for source in sources}
 
 
-def _committed(
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    """What a look-up of committed offsets found.
+
+    Attributes:
+        score_from: per source, the first offset to score. begun: where the group begins only now, to be committed; in a
+            new group, partitions of other scorers may be among them.
+        deleted: per source from whose committed offset on records were deleted, that offset and the first that is left.
+        new_group: whether the group has no offset of any input.
+    """
+
+    score_from: dict[SourcePartition, int]
+    begun: dict[SourcePartition, int]
+    deleted: dict[SourcePartition, tuple[int, int]]
+    new_group: bool
+
+    def commit_begun(self, reader: Reader) -> None:
+        """Commit where the group begins, before the first batch: "latest" must not move if the scorer restarts."""
+        for source, (at, first) in self.deleted.items():
+            _log.warning(_DELETED, *source, at, first, first - at, first)
+        if self.begun:
+            places = ", ".join(f"{s.topic}[{s.partition}] from {at}" for s, at in sorted(self.begun.items()))
+            _log.warning(_NEW_GROUP if self.new_group else _NEW_PARTITIONS, places)
+        if begun := self.begun | {source: first for source, (_, first) in self.deleted.items()}:
+            reader.commit(begun)
+
+
+def _look_up(
     reader: Reader,
     sources: list[SourcePartition],
+    inputs: list[SourcePartition],
     start: StartPolicy,
     scored: Offsets,
     applied: AppliedOffsets | None,
-) -> tuple[dict[SourcePartition, int], dict[SourcePartition, int]]:
-    """The first offset to score of each partition, and those among them where the group begins only now.
+) -> _Committed:
+    """The first offset to score of each source, and where the group begins only now. Commits nothing.
 
     Offsets below `scored` or `applied` or above the end of the log, and none where there must be one, are looked up
-    again for a while. Nothing is committed before they are right. Raises as `starting_points` does.
+    again for a while. Raises as `starting_points` does.
     """
     deadline = Deadline(BEHIND_S)
     while True:
         committed = reader.committed(sources)
         bounds = {source: reader.offset_bounds(source) for source in sources}
         found, deleted = _without_deleted(committed, bounds)
-        wrong = [error for s, at in found.items() if (error := _behind(s, at, scored.get(s), applied)) is not None]
+        new_group = set(found.values()) == {None} and not _has_offset(reader, [s for s in inputs if s not in found])
+        expected = found | dict.fromkeys(inputs) if new_group else found
+        wrong = [error for s, at in expected.items() if (error := _behind(s, at, scored.get(s), applied)) is not None]
         wrong += [error for s, at in found.items() if (error := _truncated(s, at, bounds[s][1])) is not None]
         if not wrong:
             break
         if not deadline.remaining_s:
             raise wrong[0]
         time.sleep(LOOK_UP_EVERY_S)
-    begins = {source: bounds[source] for source, at in found.items() if at is None}
-    fresh = {source: high if start == "latest" else low for source, (low, high) in begins.items()}
-    begun = fresh | {source: first for source, (_, first) in deleted.items()}
-    for source, (at, first) in deleted.items():
-        _log.warning(_DELETED, *source, at, first, first - at, first)
-    if begun:
-        # Kept at once: "latest" must not move when the scorer restarts before its first batch.
-        reader.commit(begun)
-    return {source: at for source, at in found.items() if at is not None} | fresh, fresh
+    begun = {source: bounds[source][0] for source, at in found.items() if at is None}
+    if new_group and start == "latest":
+        if min(inputs) not in sources:
+            first = min(inputs)
+            raise StartPending(
+                f"the group is new: the scorer of {first.topic}[{first.partition}] has still to commit where it begins"
+            )
+        begun = {source: reader.offset_bounds(source)[1] for source in {*inputs, *sources}}
+    score_from = {source: begun[source] if at is None else at for source, at in found.items()}
+    return _Committed(score_from, begun, deleted, new_group)
+
+
+def _has_offset(reader: Reader, sources: list[SourcePartition]) -> bool:
+    """Whether the group has an offset of one of `sources`.
+
+    One is asked for at a time: a broker gives no answer while a transaction holds an offset of any partition in it.
+    """
+    return any(at is not None for source in sources for at in reader.committed([source]).values())
 
 
 def _without_deleted(
@@ -287,24 +350,30 @@ def _begin(
     beginning: Beginning,
     scored: Offsets,
     given_up: AppliedOffsets | None,
+    begun: Offsets,
     *,
     lost: bool,
 ) -> None:
-    """Begin the rows anew. `given_up` is what the rows before held, if that is known."""
+    """Begin the rows anew. `given_up` is what the rows before held, if that is known; `begun`: see `_Committed`."""
     target: dict[SourcePartition, int] = {}
     if lost:
         _log.error("features were lost: they are rebuilt from the log, scoring goes on without them")
-        target = _targets(reader, inputs, scored, given_up)
+        target = _targets(reader, inputs, scored, given_up, begun)
     store.init({source: reader.offset_bounds(source)[0] for source in inputs}, target, beginning)
 
 
 def _targets(
-    reader: Reader, inputs: list[SourcePartition], scored: Offsets, given_up: AppliedOffsets | None
+    reader: Reader,
+    inputs: list[SourcePartition],
+    scored: Offsets,
+    given_up: AppliedOffsets | None,
+    begun: Offsets,
 ) -> dict[SourcePartition, int]:
     """What the group has committed, also of partitions of other scorers: the rows are complete once they hold it.
 
     One old offset in an answer makes the others doubtful, so it is asked for again for a while. Having none is doubtful
-    too, because a scorer commits where it begins. No target is below what is known to be committed.
+    too, except of partitions in `begun`, because a scorer commits where it begins. No target is below what is known to
+    be committed.
 
     Raises:
         OffsetsBehind: the broker reports offsets below `scored`, or none, for some seconds.
@@ -313,7 +382,7 @@ def _targets(
     least = {source: max(offsets.get(source, 0) for offsets in known) for source in inputs}
     deadline = Deadline(BEHIND_S)
     while True:
-        found = reader.committed(inputs)
+        found = {s: begun.get(s) if at is None else at for s, at in reader.committed(inputs).items()}
         if all(at is not None and at >= least[source] for source, at in found.items()):
             break
         if not deadline.remaining_s:

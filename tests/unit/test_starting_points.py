@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stream_scorer.errors import LogTruncated, OffsetsBehind, UsageError
+from stream_scorer.errors import LogTruncated, OffsetsBehind, StartPending, UsageError
 from stream_scorer.pipeline import starting_points as module
 from stream_scorer.pipeline.availability import State
 from stream_scorer.pipeline.starting_points import StartPolicy, find_beginning, starting_points
@@ -373,19 +373,147 @@ class _Recreated(_Loading):
         return {source: known.get(source) for source in partitions}
 
 
+LABELS, NEW, NEW_LABELS = SourcePartition("labels", 0), SourcePartition("transactions", 1), SourcePartition("labels", 1)
+KNOWN, ADDED = [SOURCE, LABELS], [NEW, NEW_LABELS]
+
+
+class _SharedGroup:
+    """A reader of a group that several scorers of a test share. `commits` are their calls."""
+
+    def __init__(self, offsets: dict[SourcePartition, int], ends: dict[SourcePartition, int]) -> None:
+        self.offsets, self.ends = dict(offsets), dict(ends)
+        self.commits: list[dict[SourcePartition, int]] = []
+
+    def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
+        return {source: self.offsets.get(source) for source in partitions}
+
+    def offset_bounds(self, source: SourcePartition) -> tuple[int, int]:
+        return 0, self.ends[source]
+
+    def commit(self, offsets: dict[SourcePartition, int]) -> None:
+        self.commits.append(dict(offsets))
+        self.offsets |= offsets
+
+
+def _scored_group(server: MemoryServer) -> _SharedGroup:
+    """A group that has scored 60 transactions and 5 labels of one partition each; each topic has another one by now."""
+    store = MemoryAppliedRows(server, KNOWN, Failpoints(), per_call=10)
+    store.open()
+    store.init(dict.fromkeys(KNOWN, 0), {})
+    update = RowUpdate.nothing()
+    update.spans = [Span(SOURCE, 0, 60, NOW), Span(LABELS, 0, 5, -1)]
+    store.apply(update)
+    return _SharedGroup({SOURCE: 60, LABELS: 5}, {SOURCE: 60, LABELS: 5, NEW: 500, NEW_LABELS: 7})
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+@pytest.mark.parametrize("owned", [KNOWN + ADDED, ADDED])
+@pytest.mark.parametrize("with_rows", [True, False])
+def test_partitions_that_were_added_are_scored_from_their_beginning(
+    start: StartPolicy, owned: list[SourcePartition], with_rows: bool
+) -> None:
+    server = MemoryServer()
+    group = _scored_group(server)
+    store = MemoryAppliedRows(server, KNOWN + ADDED, Failpoints(), per_call=10) if with_rows else None
+    points = starting_points(group, store, owned, KNOWN + ADDED, start)  # type: ignore[arg-type]
+    assert {points.score_from[source] for source in ADDED} == {0}
+    assert group.commits == [dict.fromkeys(ADDED, 0)]
+    if store is not None:  # features are rebuilt, also if this scorer owns nothing that was scored before
+        applied = store.open()
+        assert points.state is State.REBUILDING
+        assert applied is not None
+        assert applied.target == {SOURCE: 60, LABELS: 5, NEW: 0, NEW_LABELS: 0}
+
+
+def test_an_added_partition_whose_rows_another_scorer_has_begun_is_scored_from_its_beginning() -> None:
+    server = MemoryServer()
+    group = _scored_group(server)
+    for owned in (KNOWN, ADDED):
+        store = MemoryAppliedRows(server, KNOWN + ADDED, Failpoints(), per_call=10)
+        starting_points(group, store, owned, KNOWN + ADDED, "latest")  # type: ignore[arg-type]
+    assert group.commits == [dict.fromkeys(ADDED, 0)]
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_a_partition_that_is_refused_gets_no_offset(start: StartPolicy) -> None:
+    server = MemoryServer()
+    group = _scored_group(server)
+    store = MemoryAppliedRows(server, KNOWN, Failpoints(), per_call=10)
+    with pytest.raises(UsageError, match=r"transactions\[1\] was added"):
+        starting_points(group, store, KNOWN + ADDED, KNOWN, start)  # type: ignore[arg-type]
+    assert not group.commits
+
+
+@pytest.mark.parametrize("with_rows", [True, False])
+def test_one_scorer_commits_where_a_new_group_begins_and_the_others_wait_for_it(with_rows: bool) -> None:
+    """With "latest", the offset of one scorer must not make the partitions of another one look added."""
+    server, every = MemoryServer(), KNOWN + ADDED
+    group = _SharedGroup({}, {SOURCE: 100, LABELS: 3, NEW: 200, NEW_LABELS: 4})
+
+    def begin(owned: list[SourcePartition]) -> Any:
+        store = MemoryAppliedRows(server, every, Failpoints(), per_call=10) if with_rows else None
+        return starting_points(group, store, owned, every, "latest")  # type: ignore[arg-type]
+
+    with pytest.raises(StartPending, match=r"labels\[0\]"):
+        begin(ADDED)
+    assert not group.commits
+    assert begin(KNOWN).score_from == {SOURCE: 100, LABELS: 3}
+    assert group.commits == [{SOURCE: 100, LABELS: 3, NEW: 200, NEW_LABELS: 4}]
+    group.ends = dict.fromkeys(every, 1_000)
+    points = begin(ADDED)
+    assert (points.score_from, len(group.commits)) == ({NEW: 200, NEW_LABELS: 4}, 1)
+    assert points.state is State.READY  # nothing was lost
+
+
+class _CommitsBetween(_SharedGroup):
+    """Another scorer begins the rows and commits between our look at the rows and our look-up of offsets."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        super().__init__({}, dict.fromkeys(KNOWN + ADDED, 50))
+        self.server = server
+
+    def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
+        if not self.offsets:
+            other = MemoryAppliedRows(self.server, KNOWN + ADDED, Failpoints(), per_call=10)
+            other.open()
+            other.init(self.ends, {})
+            self.commit(self.ends)
+        return super().committed(partitions)
+
+
+def test_rows_that_another_scorer_begins_meanwhile_are_not_taken_for_lost(caplog: pytest.LogCaptureFixture) -> None:
+    server = MemoryServer()
+    store = MemoryAppliedRows(server, KNOWN + ADDED, Failpoints(), per_call=10)
+    points = starting_points(_CommitsBetween(server), store, ADDED, KNOWN + ADDED, "latest")  # type: ignore[arg-type]
+    assert (points.score_from, points.state) == (dict.fromkeys(ADDED, 50), State.READY)
+    assert "lost" not in caplog.text
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_a_scorer_whose_partitions_have_brought_nothing_notices_that_the_offsets_of_the_group_expired(
+    start: StartPolicy,
+) -> None:
+    server = MemoryServer()
+    group = _scored_group(server)
+    group.offsets.clear()
+    store = MemoryAppliedRows(server, KNOWN, Failpoints(), per_call=10)
+    with pytest.raises(UsageError, match=r"no longer has an offset of transactions\[0\], and features reach 60"):
+        starting_points(group, store, [LABELS], KNOWN, start)  # type: ignore[arg-type]
+    assert not group.commits
+
+
 @pytest.mark.parametrize("start", ["earliest", "latest"])
 def test_after_labels_were_created_again_rows_are_rebuilt_and_transactions_go_on(start: StartPolicy) -> None:
     labels, reader = SourcePartition("labels", 0), _Recreated(None)
     both = [SOURCE, labels]
     store = MemoryAppliedRows(MemoryServer(), both, Failpoints(), per_call=10)  # the namespace of the new topic
     points = starting_points(reader, store, both, both, start)  # type: ignore[arg-type]
-    begins = 0 if start == "earliest" else 100
-    assert (points.score_from, reader.commits) == ({SOURCE: 60, labels: begins}, [{labels: begins}])
+    assert (points.score_from, reader.commits) == ({SOURCE: 60, labels: 0}, [{labels: 0}])
     # No feature is used before the rows have the transactions of all scorers, and every label of the new topic.
     applied = store.open()
     assert applied is not None
     assert (points.state, applied.next_offset, applied.target) == (
         State.REBUILDING,
         {SOURCE: 0, labels: 0},
-        {SOURCE: 60, labels: begins},
+        {SOURCE: 60, labels: 0},
     )

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from stream_scorer.errors import AccessDenied, BrokerUnavailable
+from stream_scorer.errors import AccessDenied, BrokerUnavailable, StartPending
 from stream_scorer.observability.metrics import RESYNCS, Metrics
 from stream_scorer.pipeline import processor as module
 from stream_scorer.pipeline.committer import Committer
@@ -127,6 +127,20 @@ def test_it_is_not_ready_between_a_revoke_and_the_next_assignment_and_a_spare_is
         (False, "waiting for partitions: the consumer group is rebalancing"),
         (True, "spare: no partition is assigned"),
     ]
+
+
+def test_it_waits_for_the_scorer_that_commits_where_a_new_group_begins(parts: Any) -> None:
+    processor, reader, _, failures = parts
+    states: list[tuple[bool, str]] = []
+
+    def assign() -> None:
+        failures.extend(StartPending("the group is new") for _ in range(3))
+        assert reader.on_assigned([SOURCE]) == {}
+
+    reader.events = [assign, *[lambda: states.append(processor.ready())] * 4]
+    processor.run(reader.stop, beat=lambda: None)
+    assert states == [(False, "the group is new")] * 3 + [(True, "serving")]
+    assert reader.sought == [{SOURCE: 5}]
 
 
 def test_brokers_that_refuse_the_client_end_the_scorer(parts: Any) -> None:
