@@ -156,13 +156,16 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
     """A scorer configured by `settings`. Leaving the block stops its threads, in reverse order.
 
     Raises:
-        UsageError, UnavailableError: with a hint what to do.
+        UsageError, UnavailableError: with a hint what to do. A Redis that may evict rows is refused here only; one that
+            is changed later, or was away, is not used (`probe_write`).
     """
     checked = load_spec(settings.require("scorer.spec"), settings["scorer.id_key"])
     engine = FeatureEngine(checked)
     topics, sources = input_partitions(settings)
     _warm(engine)
     store = make_store(settings, checked, engine, topics, sources)
+    with suppress(StateUnavailable):  # the first look-up finds out, and degrades
+        store.check_eviction_policy()
     housekeeping = Housekeeping(store.twin(), lambda: open_log(settings), [topics.transactions, topics.labels], metrics)
     limit = TopicAdmin(settings["kafka.bootstrap"]).message_limit(topics.dead_letters)
     writer = OutputWriter(
@@ -186,8 +189,6 @@ def scorer(settings: Settings, metrics: m.Metrics, health: Health) -> Iterator[P
             return find_beginning(log, topics.transactions, topics.labels, checked)
 
     def find_start(reader: Reader, owned: list[SourcePartition], scored: Offsets) -> StartingPoints:
-        with suppress(StateUnavailable):  # `starting_points` finds out and degrades
-            store.check_eviction_policy()
         return starting_points(reader, store, owned, sources, settings["scorer.start"], max_inline, beginning, scored)
 
     probe = WriteProbe(store.twin().probe_write)

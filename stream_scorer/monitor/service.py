@@ -36,7 +36,7 @@ from stream_scorer.observability.health import HealthServer
 from stream_scorer.observability.metrics import Metrics
 from stream_scorer.settings import Settings
 from stream_scorer.spec.model import CheckedSpec, PipelineSpec, duration_ms
-from stream_scorer.state.client import connect, ping
+from stream_scorer.state.client import connect, ping, require_no_eviction
 from stream_scorer.state.counters import CounterStore
 
 # SIGTERM must stop the process within 10 s. The parts finish in milliseconds unless a service hangs.
@@ -317,7 +317,8 @@ class _Windows:
         """Count until `stop`.
 
         Raises:
-            StreamScorerError: Kafka or Redis does not answer, Redis has lost counts, or the ensemble does not exist.
+            StreamScorerError: Kafka or Redis does not answer, Redis has lost counts or may evict some, or the ensemble
+                does not exist.
         """
         settings = self._settings
         _make_state_dir(settings.state_dir)
@@ -325,6 +326,7 @@ class _Windows:
         try:
             # Before Faust joins its group, so that an attempt without Redis costs little.
             ping(client, settings.redis)
+            require_no_eviction(client)
             try:
                 self._references.load_initial()
             except (UnavailableError, AccessDenied) as error:

@@ -92,6 +92,11 @@ EXPIRE_REFUSED = Metric(
     "stream_scorer_expire_refused",
     "1 if the last pass of the group deleted nothing because it would have deleted most rows.",
 )
+REDIS_EVICTS = Metric(
+    "gauge",
+    "stream_scorer_redis_evicts",
+    "1 if the maxmemory-policy of Redis lets it evict features; 0 also if Redis does not reveal the policy.",
+)
 LAG = Metric(
     "gauge",
     "stream_scorer_lag_records",
@@ -178,6 +183,7 @@ SCORER_METRICS: tuple[Metric, ...] = (
     FEATURE_STATE,
     EXPIRED,
     EXPIRE_REFUSED,
+    REDIS_EVICTS,
     LAG,
     PARTITIONS,
     BATCH_RECORDS,

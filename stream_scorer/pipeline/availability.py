@@ -28,7 +28,7 @@ REASONS = {
 }
 _READINESS = {
     State.READY: "serving",
-    State.DEGRADED: "Redis is not available: scoring without features",
+    State.DEGRADED: "Redis cannot be used: scoring without features",
     State.CATCHING_UP: "features are catching up with the log: scoring without them",
     State.REBUILDING: "features are being rebuilt: scoring without them",
 }
@@ -66,6 +66,7 @@ class Availability:
     def __init__(self, metrics: m.Metrics) -> None:
         self._metrics = metrics
         self._state = State.CATCHING_UP
+        self._why = ""
         self._publish()
 
     @property
@@ -81,7 +82,8 @@ class Availability:
     @property
     def readiness(self) -> tuple[bool, str]:
         """What `/readyz` reports."""
-        return self._state is State.READY, _READINESS[self._state]
+        why = f" ({self._why})" if self._why and self._state is State.DEGRADED else ""
+        return self._state is State.READY, _READINESS[self._state] + why
 
     def enter(self, state: State, why: str = "") -> None:
         """Change the state; for the one writer. Entering the present state again changes nothing.
@@ -89,7 +91,7 @@ class Availability:
         Raises:
             AssertionError: the transition is not legal.
         """
-        before = self._state
+        before, self._why = self._state, why
         if state is before:
             return
         if state not in _LEGAL[before]:

@@ -1,4 +1,7 @@
-"""Housekeeping: once an hour one scorer of the group deletes the rows that no reader needs any more (ADR 0020)."""
+"""Housekeeping: once an hour one scorer of the group deletes the rows that no reader needs any more (ADR 0020).
+
+Each scorer also checks again and again that Redis evicts nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from stream_scorer.errors import ExpireRefused, StreamScorerError
+from stream_scorer.errors import ExpireRefused, StreamScorerError, UsageError
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.ports import LogEnds
 from stream_scorer.state.rows import IDLE_MS, MAX_EXPIRED_SHARE, FeatureRows
@@ -23,7 +26,7 @@ class Housekeeping:
 
     Args:
         rows: a store that no other thread uses. open_log: called once per pass. topics: the inputs.
-        ask_s: how often to check whether it is this scorer's turn.
+        ask_s: how often to check whether it is this scorer's turn, and the policy of Redis.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Housekeeping:
     ) -> None:
         self._ask_s = ask_s
         self._rows, self._open_log, self._topics, self._metrics = rows, open_log, topics, metrics
+        self._evicts = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
@@ -55,6 +59,7 @@ class Housekeeping:
             _log.warning("Redis does not accept a note that these features are in use: %s", error.message)
         while not self._stop.wait(self._ask_s):
             try:
+                self._check_eviction_policy()
                 if self._rows.take_turn(EVERY_MS):
                     self._expire()
                 # The last pass may be that of another scorer, or of `stream-scorer features expire`.
@@ -63,6 +68,18 @@ class Housekeeping:
                 _log.warning("old features are kept until the next pass: %s", error.message)
             except Exception:  # scoring must not suffer from a failure here
                 _log.exception("old features are kept until the next pass")
+
+    def _check_eviction_policy(self) -> None:
+        """A changed policy does not end a scorer: features stay in use until rows are missing, which is noticed."""
+        try:
+            self._rows.check_eviction_policy()
+        except UsageError as error:
+            if not self._evicts:
+                _log.error("%s", error)
+            self._evicts = True
+        else:
+            self._evicts = False
+        self._metrics.set(m.REDIS_EVICTS, self._evicts)
 
     def _expire(self) -> None:
         try:

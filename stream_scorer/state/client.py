@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
 from redis.retry import Retry
 
-from stream_scorer.errors import SettingsError, StateDenied, StateUnavailable
+from stream_scorer.errors import SettingsError, StateDenied, StateUnavailable, UsageError
 from stream_scorer.state.packing import CommandPacker
 
 T = TypeVar("T")
@@ -109,6 +109,31 @@ def ping(client: redis.Redis | RedisCluster, url: str) -> None:
     """Raise `StateUnavailable` unless Redis answers."""
     with mapped_errors(url):
         client.ping()
+
+
+def require_no_eviction(client: Any) -> bool:
+    """Whether Redis reveals its ``maxmemory-policy``: a managed one often refuses CONFIG, and sometimes INFO.
+
+    Raises:
+        UsageError: the policy lets Redis evict keys. StateUnavailable: Redis does not answer.
+    """
+    for command, argument in (("config_get", "maxmemory-policy"), ("info", "memory")):
+        with mapped_errors():
+            try:
+                answer = getattr(client, command)(argument)
+            except redis.ResponseError:
+                continue
+        found = answer.get("maxmemory-policy", answer.get("maxmemory_policy"))
+        if found is None:
+            continue
+        policy = found.decode() if isinstance(found, bytes) else str(found)
+        if policy != "noeviction":
+            raise UsageError(
+                f"Redis runs with maxmemory-policy {policy}: it may silently drop what we store",
+                hint="Set maxmemory-policy noeviction.",
+            )
+        return True
+    return False
 
 
 def command_seconds(client: redis.Redis, url: str) -> dict[str, float]:

@@ -13,12 +13,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import redis
 
 from stream_scorer.errors import StateGap, StateUnavailable, UsageError
 from stream_scorer.positions import SourcePartition
 from stream_scorer.state import scripts
-from stream_scorer.state.client import mapped_errors, repeat_once
+from stream_scorer.state.client import mapped_errors, repeat_once, require_no_eviction
 from stream_scorer.state.expire import expire
 from stream_scorer.state.keys import UNUSED_MS, EpochKeys, NamespaceKeys, key_hash, starting_with
 from stream_scorer.state.row_format import APPLIED, ENTRY_BYTES, TIME
@@ -298,6 +297,14 @@ class RedisRowStore:
 
     def probe_write(self) -> None:
         """See `AppliedRowStore.probe_write`. A script, like `apply`: Redis may refuse one and accept the other."""
+        try:
+            self.check_eviction_policy()
+        except UsageError as error:
+            raise StateUnavailable(error.message, hint=error.hint) from error
+        self.write_probe()
+
+    def write_probe(self) -> None:
+        """`probe_write` without the check that Redis evicts nothing."""
         with mapped_errors():
             self._probe_script(keys=[self._common.probe], args=[PROBE_MS])
 
@@ -389,27 +396,7 @@ class RedisRowStore:
 
     def check_eviction_policy(self) -> bool:
         """See `FeatureRows.check_eviction_policy`."""
-        policy = self._eviction_policy()
-        if policy not in (None, "noeviction"):
-            raise UsageError(
-                f"Redis runs with maxmemory-policy {policy}: it may silently drop features",
-                hint="Set maxmemory-policy noeviction.",
-            )
-        return policy is not None
-
-    def _eviction_policy(self) -> str | None:
-        """None if the server does not reveal it: a managed Redis often refuses CONFIG, and sometimes INFO."""
-        for command, argument in (("config_get", "maxmemory-policy"), ("info", "memory")):
-            try:
-                answer = getattr(self._client, command)(argument)
-            except redis.ResponseError:
-                continue
-            except redis.RedisError as error:
-                raise StateUnavailable(f"Redis: {error}") from error
-            found = answer.get("maxmemory-policy", answer.get("maxmemory_policy"))
-            if found is not None:
-                return found.decode() if isinstance(found, bytes) else str(found)
-        return None
+        return require_no_eviction(self._client)
 
     def _use_epoch(self, epoch: bytes) -> None:
         self._keys = EpochKeys(self._common, epoch, self._sources)
@@ -442,6 +429,12 @@ class ShardedRedisRows(ShardedRows[RedisRowStore]):
     def horizon_ms(self) -> int:
         """See `FeatureRows.horizon_ms`."""
         return self._shards[0].horizon_ms
+
+    def probe_write(self) -> None:
+        """See `AppliedRowStore.probe_write`: every shard."""
+        self._shards[0].probe_write()
+        for shard in self._shards[1:]:
+            shard.write_probe()
 
     def keys(self) -> Iterator[bytes]:
         """See `FeatureRows.keys`."""

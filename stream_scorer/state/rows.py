@@ -405,7 +405,11 @@ class AppliedRowStore(RowStore, Protocol):
         ...
 
     def probe_write(self) -> None:
-        """Make a small write that changes no row. Raises `StateUnavailable` if writes are refused or not answered."""
+        """Make a small write that changes no row.
+
+        Raises:
+            StateUnavailable: writes are refused or not answered, or the server may evict rows.
+        """
         ...
 
 

@@ -378,9 +378,13 @@ def test_an_evicting_redis_is_refused(store: Store, url: str) -> None:
     try:
         with pytest.raises(UsageError, match="maxmemory-policy allkeys-lru"):
             store().check_eviction_policy()
+        # A running scorer does not end: it scores without features until the policy is right.
+        with pytest.raises(StateUnavailable, match="maxmemory-policy allkeys-lru"):
+            store().probe_write()
     finally:
         client.config_set("maxmemory-policy", "noeviction")
     store().check_eviction_policy()
+    store().probe_write()
 
 
 def test_a_redis_that_is_gone_is_unavailable_not_a_gap() -> None:

@@ -101,6 +101,7 @@ def in_memory(*updates: RowUpdate) -> list[bytes | None]:
 
 def test_rows_equal_those_of_one_shard_and_every_shard_has_its_offsets(live: ShardedRedisRows, client: Any) -> None:
     live.check_eviction_policy()
+    live.probe_write()
     live.apply(update(0, 100))
     live.apply(update(60, 170))
     rows, applied = live.read(KEYS)

@@ -64,6 +64,15 @@ def test_ready_is_entered_only_by_a_resync() -> None:
     assert (availability.reason, availability.readiness) == ("", (True, "serving"))
 
 
+def test_readiness_names_why_redis_cannot_be_used() -> None:
+    availability = Availability(Metrics())
+    for why in ("Redis at redis://h:6379: TimeoutError", "Redis runs with maxmemory-policy allkeys-lru"):
+        availability.enter(State.DEGRADED, why)
+        assert availability.readiness == (False, f"Redis cannot be used: scoring without features ({why})")
+    availability.enter(State.CATCHING_UP, "20000 records behind")
+    assert "behind" not in availability.readiness[1]
+
+
 def test_a_batch_is_fresh_only_if_rows_and_updates_in_flight_reach_it() -> None:
     stored = AppliedOffsets({A: 10, B: 7}, {A: -1, B: -1})
     require_contiguous(stored, [], [Span(A, 10, 20, -1), Span(B, 5, 9, -1)])

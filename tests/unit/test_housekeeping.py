@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 
-from stream_scorer.errors import ExpireRefused, StateUnavailable
+from stream_scorer.errors import ExpireRefused, StateUnavailable, UsageError
 from stream_scorer.observability import metrics as m
 from stream_scorer.pipeline.housekeeping import Housekeeping, expire_rows
 from stream_scorer.positions import SourcePartition
@@ -33,6 +33,11 @@ class Rows:
 
     def keep(self) -> None:
         self.kept += 1
+
+    def check_eviction_policy(self) -> bool:
+        if self.turns in (3, 4):
+            raise UsageError("Redis runs with maxmemory-policy allkeys-lru")
+        return True
 
     def take_turn(self, every_ms: int) -> bool:
         self.turns += 1
@@ -116,17 +121,22 @@ def test_who_is_behind_holds_back_and_who_is_at_the_end_does_not(ends: tuple[int
     assert applied.settled(dict(zip((BUSY, IDLE), ends, strict=True))) == settled
 
 
-def test_the_thread_takes_its_turn_counts_and_outlives_an_outage() -> None:
+def test_the_thread_takes_its_turn_counts_and_outlives_an_outage(caplog: pytest.LogCaptureFixture) -> None:
     rows, metrics = Rows(AppliedOffsets({BUSY: 90, IDLE: 12}, {BUSY: NOW, IDLE: 0})), m.Metrics()
     housekeeping = Housekeeping(rows, lambda: Log(0), ["transactions"], metrics, ask_s=0.005)
     housekeeping.start()
     assert rows.kept == 1
     refused: set[float | None] = set()
+    evicts: set[float | None] = set()
     deadline = time.monotonic() + 10
     while rows.turns < 7 and time.monotonic() < deadline:
         time.sleep(0.002)
         refused.add(metrics.registry.get_sample_value("stream_scorer_expire_refused"))
+        evicts.add(metrics.registry.get_sample_value("stream_scorer_redis_evicts"))
     housekeeping.close()
     assert metrics.registry.get_sample_value("stream_scorer_expired_keys_total") == 5
     assert refused == {0, 1}
     assert metrics.registry.get_sample_value("stream_scorer_expire_refused") == 0
+    assert evicts == {0, 1}
+    assert metrics.registry.get_sample_value("stream_scorer_redis_evicts") == 0
+    assert caplog.text.count("maxmemory-policy allkeys-lru") == 1

@@ -11,7 +11,14 @@ import pytest
 from stream_scorer.clock import SystemClock
 from stream_scorer.ensemble import registry
 from stream_scorer.ensemble.manifest import Manifest
-from stream_scorer.errors import AccessDenied, ArtifactError, BrokerUnavailable, RegistryUnavailable, StreamScorerError
+from stream_scorer.errors import (
+    AccessDenied,
+    ArtifactError,
+    BrokerUnavailable,
+    RegistryUnavailable,
+    StreamScorerError,
+    UsageError,
+)
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.monitor import service
 from stream_scorer.monitor.reference import KEPT_VERSIONS, RETRY_S, EnsembleReferences
@@ -62,6 +69,7 @@ def test_windows_are_counted_without_a_first_profile_unless_it_is_damaged(
     next_step = BrokerUnavailable("the next step")
     monkeypatch.setattr(service, "connect", lambda _redis: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(service, "ping", lambda *_: None)
+    monkeypatch.setattr(service, "require_no_eviction", lambda _client: True)
     monkeypatch.setattr(service, "TopicAdmin", lambda _bootstrap: fail(next_step))
     windows = object.__new__(service._Windows)
     windows._settings = SimpleNamespace(state_dir=tmp_path, redis="", bootstrap="")  # type: ignore[assignment]
@@ -83,6 +91,7 @@ def test_counts_are_bound_to_the_length_of_a_pane(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(service, "connect", lambda _redis: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(service, "ping", lambda *_: None)
+    monkeypatch.setattr(service, "require_no_eviction", lambda _client: True)
     monkeypatch.setattr(
         service, "TopicAdmin", lambda _bootstrap: SimpleNamespace(topic_id=lambda name: f"id of {name}")
     )
@@ -99,3 +108,15 @@ def test_counts_are_bound_to_the_length_of_a_pane(tmp_path: Path, monkeypatch: p
     assert bound == [
         {"score-summaries": "id of score-summaries", "outcomes": "id of outcomes", "monitor.pane": "60000"}
     ]
+
+
+def test_windows_are_not_counted_in_a_redis_that_may_evict_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = SimpleNamespace(config_get=lambda _name: {"maxmemory-policy": "volatile-lru"}, close=lambda: None)
+    monkeypatch.setattr(service, "connect", lambda _redis: client)
+    monkeypatch.setattr(service, "ping", lambda *_: None)
+    windows = object.__new__(service._Windows)
+    windows._settings = SimpleNamespace(state_dir=tmp_path, redis="", bootstrap="")  # type: ignore[assignment]
+    with pytest.raises(UsageError, match="maxmemory-policy volatile-lru"):
+        windows.run(threading.Event(), lambda: None)

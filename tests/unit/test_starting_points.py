@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stream_scorer.errors import LogTruncated, OffsetsBehind, StartPending, UsageError
+from stream_scorer.errors import LogTruncated, OffsetsBehind, StartPending, StateUnavailable, UsageError
 from stream_scorer.pipeline import starting_points as module
 from stream_scorer.pipeline.availability import State
 from stream_scorer.pipeline.starting_points import StartPolicy, find_beginning, starting_points
@@ -371,6 +371,19 @@ class _Recreated(_Loading):
     def committed(self, partitions: list[SourcePartition]) -> dict[SourcePartition, int | None]:
         known = {SOURCE: 60} | (self.commits[-1] if self.commits else {})
         return {source: known.get(source) for source in partitions}
+
+
+def test_a_redis_that_cannot_be_used_leaves_the_scorer_without_features() -> None:
+    server = _begun(10)
+
+    def refuse() -> None:
+        raise StateUnavailable("Redis runs with maxmemory-policy allkeys-lru")
+
+    server.on_probe = refuse
+    store = MemoryAppliedRows(server, [SOURCE], Failpoints(), per_call=10)
+    points = starting_points(_Loading(12), store, [SOURCE], [SOURCE], "earliest")  # type: ignore[arg-type]
+    assert (points.state, points.score_from) == (State.DEGRADED, {SOURCE: 12})
+    assert "allkeys-lru" in points.why
 
 
 LABELS, NEW, NEW_LABELS = SourcePartition("labels", 0), SourcePartition("transactions", 1), SourcePartition("labels", 1)
