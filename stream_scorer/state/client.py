@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import redis
 import redis.exceptions
 from redis.backoff import NoBackoff
-from redis.cluster import RedisCluster
+from redis.cluster import ClusterNode, RedisCluster
 from redis.retry import Retry
 
 from stream_scorer.errors import SettingsError, StateDenied, StateUnavailable, UsageError
@@ -49,6 +49,25 @@ class _Client(redis.Redis):
             if _is_of_replica(error):
                 self.connection_pool.update_active_connections_for_reconnect()
                 self.connection_pool.disconnect(inuse_connections=False)
+            raise
+
+
+class _ClusterClient(RedisCluster):
+    """A client that finds a cluster whose nodes have all got other addresses.
+
+    After its start, a client of redis-py only asks the nodes that it knows for the others. So after a failure, `entry`,
+    the node that the URL names, is one of them again: its name may lead to another node by now. It is not the only one,
+    because it may be the node that has failed.
+    """
+
+    entry: ClusterNode
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.RedisClusterException):
+            manager = self.nodes_manager
+            manager.startup_nodes = {**manager.startup_nodes, self.entry.name: self.entry}
             raise
 
 
@@ -94,7 +113,7 @@ def connect_cluster(
     """
     try:
         with mapped_errors(url):
-            return RedisCluster.from_url(
+            client = _ClusterClient.from_url(
                 url,
                 socket_timeout=timeout_s,
                 socket_connect_timeout=connect_timeout_s,
@@ -103,6 +122,10 @@ def connect_cluster(
             )
     except ValueError as error:
         raise SettingsError(f"not a Redis address: {hide_password(url)}: {error}") from None
+    assert isinstance(client, _ClusterClient)
+    parts = urlsplit(url)
+    client.entry = ClusterNode(parts.hostname or "localhost", parts.port or 6379)  # type: ignore[no-untyped-call]
+    return client
 
 
 def ping(client: redis.Redis | RedisCluster, url: str) -> None:
