@@ -12,8 +12,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import redis
 
+from stream_scorer.arrays import Ints
 from stream_scorer.errors import ExpireRefused
 from stream_scorer.state import scripts
 from stream_scorer.state.client import mapped_errors
@@ -26,9 +28,14 @@ _log = logging.getLogger(__name__)
 STEP = 500
 # Whether a pass may begin is judged by this number of steps, and by more of them until they hold this number of rows.
 SAMPLE_STEPS = 4
-SAMPLE_ROWS = 500
+SAMPLE_ROWS = 2_000
 # A pass over so few old rows always begins: in a new group or a test, most rows may well be old, and few keys are lost.
 HARMLESS = 20
+# Rows grow old by whole witness periods: with windows of a day, 14 of the 15 days of rows that are kept do so at once.
+# So most rows may go if the rows themselves show that event time has come so far: this share of them, and more than
+# `HARMLESS`, has an event of the last day. A wrong input time moves a watermark, but not the rows of other records.
+RECENT_MS = 24 * 3_600_000
+MIN_RECENT_SHARE = 0.01
 # The pause between two steps, so that a pass uses a small part of one core.
 PAUSE_S = 0.005
 # Deleted rows are remembered for longer than a micro-batch takes from its read to its apply.
@@ -38,22 +45,28 @@ MAX_REMEMBERED = 50_000
 
 
 def expire(
-    client: Any, shards: Sequence[EpochKeys], before: Sequence[int], stop: threading.Event, max_share: float
+    client: Any,
+    shards: Sequence[EpochKeys],
+    before: Sequence[int],
+    horizon_ms: int,
+    stop: threading.Event,
+    max_share: float,
 ) -> int:
     """Run one pass over all keys and return the number of deleted keys. The pass ends early when `stop` is set.
 
     Args:
         shards: the keys of the epoch in use, per shard. before: per shard, the event time (ms) before which no reader
-            looks. max_share: the largest share of the rows that may go, judged by the rows that a scan finds first;
-            Redis returns keys in order of their hash, so these are as good as drawn at random.
+            looks. horizon_ms: how far that is behind the event time that the watermarks show. max_share: the largest
+            share of the rows that may go unless the rows support that event time, judged by the rows that a scan finds
+            first; Redis returns keys in order of their hash, so these are as good as drawn at random.
 
     Raises:
-        ExpireRefused: more would go; nothing was deleted. StateUnavailable: Redis does not answer.
+        ExpireRefused: too many would go; nothing was deleted. StateUnavailable: Redis does not answer.
     """
     one_pass = _Pass(client, shards, before)
     with mapped_errors():
         if max_share < 1:
-            one_pass.require_plausible(stop, max_share)
+            one_pass.require_plausible(stop, max_share, horizon_ms)
         for keys in _steps(client):
             if stop.wait(PAUSE_S):
                 break
@@ -76,6 +89,7 @@ class _Pass:
     def __init__(self, client: Any, shards: Sequence[EpochKeys], before: Sequence[int]) -> None:
         self._client = client
         self._shards = shards
+        self._before = list(before)
         # Readers look for witnesses of whole periods: a row stays as long as the last period that has its witness.
         self._first_period = [time // WITNESS_PERIOD_MS for time in before]
         self._expire_rows = client.register_script(scripts.load("expire_rows"))
@@ -83,34 +97,36 @@ class _Pass:
         self._used = {shard.namespace.tag for shard in shards}
         self.deleted = self.remembered = 0
 
-    def require_plausible(self, stop: threading.Event, max_share: float) -> None:
+    def require_plausible(self, stop: threading.Event, max_share: float, horizon_ms: int) -> None:
         """Raise `ExpireRefused` if more than `max_share` of a sample of the rows would be deleted.
 
-        Other keys do not count, so a small group in a large Redis is judged too, by all of its rows if they are few.
+        Unless the sample shows that event time has come so far; see `MIN_RECENT_SHARE`. Other keys do not count, so a
+        small group in a large Redis is judged too, by all of its rows if they are few.
         """
-        rows = old = 0
+        rows = old = recent = 0
         for number, keys in enumerate(_steps(self._client), 1):
-            for shard, first_period in zip(self._shards, self._first_period, strict=True):
+            for shard, before, first_period in zip(self._shards, self._before, self._first_period, strict=True):
                 mine = [key for key in keys if key.startswith(shard.rows)]
+                last = self._last_times(mine)
                 rows += len(mine)
-                old += self._ended_before(mine, first_period * WITNESS_PERIOD_MS)
+                old += int((last < first_period * WITNESS_PERIOD_MS).sum())
+                recent += int((last >= before + horizon_ms - RECENT_MS).sum())
             if (number >= SAMPLE_STEPS and rows >= SAMPLE_ROWS) or stop.wait(PAUSE_S):
                 break
-        if old > max(max_share * rows, HARMLESS):
+        if old > max(max_share * rows, HARMLESS) and recent <= max(MIN_RECENT_SHARE * rows, HARMLESS):
             raise ExpireRefused(
-                f"{old:,} of {rows:,} feature rows would be deleted, which suggests wrong input times: nothing was "
-                "deleted",
+                f"{old:,} of {rows:,} feature rows would be deleted, and {recent:,} have an event of the last day, "
+                "which suggests wrong input times: nothing was deleted",
                 hint="If input times are right and most entities are gone: `stream-scorer features expire --force`.",
             )
 
-    def _ended_before(self, rows: Sequence[bytes], time: int) -> int:
-        """How many rows have a last entry that is older than `time`, an event time (ms)."""
+    def _last_times(self, rows: Sequence[bytes]) -> Ints:
+        """The event times (ms) of the last entries of `rows`: (n,) int64, without those of rows that are gone."""
         reads = self._client.pipeline(transaction=False)
         start = TIME * FIELD_BYTES - ENTRY_BYTES
         for key in rows:
             reads.getrange(key, start, start + FIELD_BYTES - 1)
-        last = [int.from_bytes(value, "little", signed=True) for value in reads.execute() if value]
-        return sum(at < time for at in last)
+        return np.frombuffer(b"".join(reads.execute()), "<i8")
 
     def step(self, keys: Sequence[bytes]) -> None:
         """Delete those of `keys` that no reader will look at again."""

@@ -347,7 +347,8 @@ class RedisRowStore:
         before = [time for shard in shards if (time := shard.unread_before(ends, now_ms)) is not None]
         if len(before) < len(shards):
             return 0
-        return expire(shards[0]._client, [shard._keys for shard in shards], before, stop, max_share)
+        keys, horizon_ms = [shard._keys for shard in shards], shards[0].horizon_ms
+        return expire(shards[0]._client, keys, before, horizon_ms, stop, max_share)
 
     def unread_before(self, ends: Mapping[SourcePartition, int], now_ms: int) -> int | None:
         """Open, and return the event time (ms) before which no reader looks; None while the rows are being rebuilt.

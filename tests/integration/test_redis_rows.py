@@ -192,6 +192,22 @@ def test_a_pass_that_would_delete_most_rows_deletes_none(store: Store, url: str,
     assert redis.expire({A: n + 1, B: 0}, threading.Event(), now_ms=FAR, max_share=1.0) >= n - 1
 
 
+@pytest.mark.parametrize(("recent", "refused"), [(20, True), (40, False)])
+def test_most_rows_may_go_if_the_others_show_that_event_time_has_come_so_far(
+    store: Store, recent: int, refused: bool
+) -> None:
+    redis = opened(store)
+    redis.apply(update(A, 0, 300, keys=300))
+    redis.apply(update(A, 300, 300 + recent, keys=recent, at=LATER, opens=OPENS))
+    ends, never = {A: 300 + recent, B: 0}, threading.Event()
+    if refused:
+        with pytest.raises(ExpireRefused, match="20 have an event of the last day"):
+            redis.expire(ends, never, now_ms=FAR)
+    else:
+        assert redis.expire(ends, never, now_ms=FAR) >= 300 - recent
+    assert len(list(redis.keys())) == (300 if refused else recent)
+
+
 def test_a_pass_deletes_a_handful_of_old_rows_and_nothing_once_it_is_stopped(store: Store) -> None:
     redis, stop = opened(store), threading.Event()
     redis.apply(update(A, 0, 10, keys=10))
