@@ -167,6 +167,7 @@ def _rebuild_rows(
             while not work.ready.wait(_POLL_S):
                 if work.failure is not None:
                     raise work.failure
+                built.keep()
                 work.committed([Span(source, 0, at, -1) for source, at in reader.committed(group, inputs).items()])
             switched = work.stop(Deadline(_STOP_S)) and built.take_over()
         finally:

@@ -1,8 +1,9 @@
 """Deletes expired rows: those that no reader will look at again, judged by event time (ADR 0020).
 
 One pass scans all keys. It deletes the rows whose newest entry lies in a witness period that ended before the horizon,
-the witnesses of such periods, and the namespaces that no scorer has used for `keys.UNUSED_MS`, such as those of an
-earlier spec. A time to live per row would do the same by wall time, and would cost time at every read.
+the witnesses of such periods, the epochs that nobody uses or builds any more, and the namespaces that no scorer has
+used for `keys.UNUSED_MS`, such as those of an earlier spec. A time to live per row would do the same by wall time, and
+would cost time at every read.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from stream_scorer.arrays import Ints
 from stream_scorer.errors import ExpireRefused
 from stream_scorer.state import scripts
 from stream_scorer.state.client import mapped_errors
-from stream_scorer.state.keys import EpochKeys, by_namespace, used_key
+from stream_scorer.state.keys import EpochKeys, NamespaceKeys, by_namespace, used_key
 from stream_scorer.state.row_format import ENTRY_BYTES, FIELD_BYTES, TIME
 from stream_scorer.state.rows import WITNESS_PERIOD_MS
 
@@ -63,8 +64,8 @@ def expire(
     Raises:
         ExpireRefused: too many would go; nothing was deleted. StateUnavailable: Redis does not answer.
     """
-    one_pass = _Pass(client, shards, before)
     with mapped_errors():
+        one_pass = _Pass(client, shards, before)
         if max_share < 1:
             one_pass.require_plausible(stop, max_share, horizon_ms)
         for keys in _steps(client):
@@ -94,6 +95,7 @@ class _Pass:
         self._first_period = [time // WITNESS_PERIOD_MS for time in before]
         self._expire_rows = client.register_script(scripts.load("expire_rows"))
         self._drop_unused = client.register_script(scripts.load("drop_unused"))
+        self._in_use = [_epochs_in_use(client, shard.namespace) for shard in shards]
         self._used = {shard.namespace.tag for shard in shards}
         self.deleted = self.remembered = 0
 
@@ -130,8 +132,13 @@ class _Pass:
 
     def step(self, keys: Sequence[bytes]) -> None:
         """Delete those of `keys` that no reader will look at again."""
-        for shard, first_period in zip(self._shards, self._first_period, strict=True):
-            self._step_in_shard(keys, shard, first_period)
+        by_tag: dict[bytes, list[bytes]] = {}
+        for key in keys:
+            by_tag.setdefault(key[: key.find(b"}:") + 2], []).append(key)
+        for number, shard in enumerate(self._shards):
+            if mine := by_tag.get(shard.namespace.tag):
+                self._step_in_shard(mine, shard, self._first_period[number])
+                self._drop_epochs(mine, number)
         for tag, others in by_namespace(keys).items():
             if tag not in self._used and _in_use(self._client, tag):
                 self._used.add(tag)
@@ -150,11 +157,38 @@ class _Pass:
         if witnesses:
             self.deleted += self._client.unlink(*witnesses)
 
+    def _drop_epochs(self, keys: Sequence[bytes], number: int) -> None:
+        """Delete what epochs have left behind that nobody uses or builds, as a rebuild that was killed."""
+        namespace = self._shards[number].namespace
+        if _of_other_epochs(namespace, keys, self._in_use[number]):
+            self.deleted += unlink_unused(self._client, namespace, keys)
+            self._in_use[number] = _epochs_in_use(self._client, namespace)
+
     def forget(self) -> None:
         """Make Redis forget the deleted rows."""
         for shard in self._shards:
             self._client.unlink(shard.expired)
         self.remembered = 0
+
+
+def unlink_unused(client: Any, namespace: NamespaceKeys, keys: Sequence[bytes]) -> int:
+    """Delete those of `keys` that are of an epoch of `namespace` which nobody uses or builds; the number of them.
+
+    The pointers to epochs are read here, after the keys were found, so no epoch that has begun since is touched.
+    """
+    unused = _of_other_epochs(namespace, keys, _epochs_in_use(client, namespace))
+    return int(client.unlink(*unused)) if unused else 0
+
+
+def _epochs_in_use(client: Any, namespace: NamespaceKeys) -> tuple[bytes, ...]:
+    """What the keys of the current epoch, and of one that is being built, begin with."""
+    return tuple(namespace.of_epoch(epoch) for epoch in client.mget((namespace.epoch, namespace.building)) if epoch)
+
+
+def _of_other_epochs(namespace: NamespaceKeys, keys: Sequence[bytes], in_use: tuple[bytes, ...]) -> list[bytes]:
+    """The `keys` in `namespace` that belong to an epoch, but not to one `in_use`."""
+    mine = [key for key in keys if key.startswith(namespace.tag) and not key.startswith(in_use)]
+    return [key for key in mine if key not in namespace.permanent]
 
 
 def _in_use(client: Any, tag: bytes) -> bool:

@@ -4,7 +4,8 @@ A namespace is a hash tag, so all of its keys are in one cluster slot. Under a n
 
 - ``{ns}:epoch``: the current epoch, that is, the generation of rows that scorers use. A loss of data begins a new one,
   so rows of before the loss cannot mix with rows of after it.
-- ``{ns}:building``: the epoch that a process builds beside the current one and that will replace it.
+- ``{ns}:building``: the epoch that a process builds beside the current one and that will replace it. The key expires
+  after `BUILDING_MS` unless the process refreshes it; then the epoch belongs to nobody.
 - ``{ns}:used``: who uses the namespace. The key expires after `UNUSED_MS` unless a scorer refreshes it.
 - ``{ns}:turn``: a scorer has deleted expired rows a short time ago.
 - ``{ns}:expiry``: ``refused`` or ``done``, the result of the last pass that deletes expired rows.
@@ -32,6 +33,8 @@ from stream_scorer.state.row_format import LAYOUT_VERSION
 # What the namespaces of all scorers begin with, inside the braces of the hash tag.
 NAMESPACES = "stream-scorer:rows:"
 UNUSED_MS = 30 * 86_400_000
+# Much longer than a process that builds an epoch is ever silent.
+BUILDING_MS = 15 * 60_000
 # Redis stores a set of at most 512 integers compactly: enough for four million rows per period.
 WITNESS_BUCKETS = 8_192
 

@@ -18,8 +18,8 @@ from stream_scorer.errors import StateGap, StateUnavailable, UsageError
 from stream_scorer.positions import SourcePartition
 from stream_scorer.state import scripts
 from stream_scorer.state.client import mapped_errors, repeat_once, require_no_eviction
-from stream_scorer.state.expire import expire
-from stream_scorer.state.keys import UNUSED_MS, EpochKeys, NamespaceKeys, key_hash, starting_with
+from stream_scorer.state.expire import expire, unlink_unused
+from stream_scorer.state.keys import BUILDING_MS, UNUSED_MS, EpochKeys, NamespaceKeys, key_hash, starting_with
 from stream_scorer.state.row_format import APPLIED, ENTRY_BYTES, TIME
 from stream_scorer.state.rows import (
     BEGINS,
@@ -67,6 +67,7 @@ class RedisRowStore:
         self._labels_topic = labels_topic
         self._horizon_ms = horizon_ms
         self._about = about
+        self._beside = beside
         self._common = NamespaceKeys(namespace)
         self._epoch_pointer = self._common.building if beside else self._common.epoch
         self._acknowledged: dict[SourcePartition, int] = {}
@@ -75,6 +76,7 @@ class RedisRowStore:
         self._apply_script = client.register_script(scripts.load("apply_rows"))
         self._init_script = client.register_script(scripts.load("init_rows"))
         self._take_over_script = client.register_script(scripts.load("take_over"))
+        self._keep_building_script = client.register_script(scripts.load("keep_building"))
         self._give_up_script = client.register_script(scripts.load("give_up"))
         self._witnesses_script = client.register_script(scripts.load("find_witnesses"))
         self._probe_script = client.register_script(scripts.load("probe_write"))
@@ -136,7 +138,8 @@ class RedisRowStore:
         self._beginning = beginning
         with mapped_errors():
             text = b"%d:%d" % beginning if any(beginning) else b""
-            return bool(self._init_script(keys=keys, args=[old, new, text, *applied]))
+            kept_ms = BUILDING_MS if self._beside else 0
+            return bool(self._init_script(keys=keys, args=[old, new, text, *applied, kept_ms]))
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[bytes | None], AppliedOffsets]:
         """See `RowStore.read`: one MGET, and a look-up of witnesses for the rows that are missing.
@@ -294,6 +297,8 @@ class RedisRowStore:
         """See `FeatureRows.keep`."""
         with mapped_errors():
             self._client.set(self._common.used, self._about, px=UNUSED_MS)
+            if self._beside:
+                self._keep_building_script(keys=[self._epoch_pointer], args=[self._keys.epoch, BUILDING_MS])
 
     def probe_write(self) -> None:
         """See `AppliedRowStore.probe_write`. A script, like `apply`: Redis may refuse one and accept the other."""
@@ -376,24 +381,13 @@ class RedisRowStore:
         common = self._common
         deleted = 0
         with mapped_errors():
-            epochs = self._client.mget((common.epoch, common.building))
-            in_use = tuple(common.of_epoch(epoch) for epoch in epochs if epoch)
-            old = []
+            found = []
             for key in self._client.scan_iter(match=starting_with(common.tag), count=_SCAN_STEP):
-                if key not in common.permanent and not key.startswith(in_use):
-                    old.append(key)
-                if len(old) == MAX_ENTRIES_PER_CALL:
-                    deleted += self._unlink_unused(old)
-                    old.clear()
-            return deleted + self._unlink_unused(old)
-
-    def _unlink_unused(self, keys: Sequence[bytes]) -> int:
-        """Delete `keys`, but not those of an epoch that has begun since they were found."""
-        common = self._common
-        epochs = self._client.mget((common.epoch, common.building))
-        in_use = tuple(common.of_epoch(epoch) for epoch in epochs if epoch)
-        unused = [key for key in keys if not key.startswith(in_use)]
-        return int(self._client.unlink(*unused)) if unused else 0
+                found.append(key)
+                if len(found) == MAX_ENTRIES_PER_CALL:
+                    deleted += unlink_unused(self._client, common, found)
+                    found.clear()
+            return deleted + unlink_unused(self._client, common, found)
 
     def check_eviction_policy(self) -> bool:
         """See `FeatureRows.check_eviction_policy`."""

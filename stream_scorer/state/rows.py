@@ -438,7 +438,7 @@ class FeatureRows(AppliedRowStore, Protocol):
         ...
 
     def keep(self) -> None:
-        """Record that the rows are in use."""
+        """Record that the rows are in use, or that the epoch being built still is."""
         ...
 
     def take_turn(self, every_ms: int) -> bool:
@@ -453,7 +453,9 @@ class FeatureRows(AppliedRowStore, Protocol):
         now_ms: int,
         max_share: float = MAX_EXPIRED_SHARE,
     ) -> int:
-        """Delete the rows that no reader will look at again, and unused namespaces; return the number of deleted keys.
+        """Delete the rows that no reader will look at again, and unused epochs and namespaces.
+
+        Returns the number of deleted keys.
 
         Args:
             ends: the offset after the last record of every input partition, looked up before this call. stop: ends the

@@ -17,7 +17,7 @@ from stream_scorer.positions import SourcePartition, Span
 from stream_scorer.stack import StackAddresses
 from stream_scorer.state import expire, scripts
 from stream_scorer.state.client import connect
-from stream_scorer.state.keys import UNUSED_MS
+from stream_scorer.state.keys import BUILDING_MS, UNUSED_MS
 from stream_scorer.state.redis_rows import RedisRowStore
 from stream_scorer.state.rows import BEGINS, CONTINUES, OPENS, Beginning, MemoryRowStore, RowUpdate
 from tests.support.services import services
@@ -273,6 +273,49 @@ def test_one_in_a_while_takes_the_turn(store: Store, url: str) -> None:
         one.delete_old_epochs()
         assert other.expiry_refused() == refused
     assert 0 < connect(url).pttl("{test}:used") <= UNUSED_MS
+
+
+def test_an_hourly_pass_deletes_what_a_killed_rebuild_left_behind(store: Store, url: str) -> None:
+    live, client, never = opened(store), connect(url), threading.Event()
+    live.apply(update(A, 0, 10))
+    built = live.twin(beside=True)
+    assert built.open() is None
+    assert built.init({A: 0, B: 0}, {A: 10})
+    built.apply(update(A, 0, 8))
+    assert 0 < client.pttl("{test}:building") <= BUILDING_MS
+    client.pexpire("{test}:building", 60_000)
+    built.keep()  # what the command does while it rebuilds
+    assert client.pttl("{test}:building") > 60_000
+    assert live.expire({A: 10, B: 0}, never, now_ms=FAR) == 0
+    client.delete("{test}:building")  # the command was killed, and the key has expired
+    built.keep()
+    assert not client.exists("{test}:building")
+    left = [key for key in client.keys("*") if built.epoch.encode() in key]
+    assert live.expire({A: 10, B: 0}, never, now_ms=FAR) == len(left) > 3
+    assert not any(built.epoch.encode() in key for key in client.keys("*"))
+    assert None not in rows(live)
+    with pytest.raises(StateGap):
+        built.apply(update(A, 8, 10))
+    assert not built.take_over()
+
+
+def test_a_pass_deletes_nothing_of_an_epoch_that_begins_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, never = opened(store), threading.Event()
+    live.apply(update(A, 0, 10))
+    built = live.twin(beside=True)
+    built.open()
+    steps = expire._steps
+
+    def begin_first(client: object) -> Iterator[list[bytes]]:
+        assert built.init({A: 0, B: 0}, {A: 10})
+        built.apply(update(A, 0, 8))
+        yield from steps(client)
+
+    monkeypatch.setattr(expire, "_steps", begin_first)
+    assert live.expire({A: 10, B: 0}, never, now_ms=FAR, max_share=1.0) == 0
+    assert built.take_over()
 
 
 def test_rows_built_beside_take_the_place_of_the_current_ones(store: Store, url: str) -> None:
