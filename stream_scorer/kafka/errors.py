@@ -59,6 +59,11 @@ def is_denied(error: KafkaError) -> bool:
     return error.code() in _DENIED
 
 
+def is_lasting(error: KafkaError) -> bool:
+    """Whether every other attempt of this process fails too: an ACL forbids it, or our clock is ahead."""
+    return is_denied(error) or error.code() == KafkaError.INVALID_TIMESTAMP
+
+
 def is_passing(error: KafkaError) -> bool:
     """Whether the error goes away without us: `as_domain_error` makes it a `BrokerUnavailable`."""
     return error.code() in _UNREACHABLE or error.code() in _NOT_YET or error.retriable()
@@ -85,6 +90,12 @@ def as_domain_error(error: KafkaError, doing: str, bootstrap: str = "") -> Strea
         return AccessDenied(
             f"Kafka{where} does not permit this user to {doing}: an ACL for {_DENIED[error.code()]} is missing",
             hint="`stream-scorer topics acls --role ROLE` prints the ACLs of each role.",
+        )
+    if error.code() == KafkaError.INVALID_TIMESTAMP:
+        return StreamScorerError(
+            f"this machine's clock is ahead of Kafka's{where}, which refuses the times of our records ({doing})",
+            hint="Set the clock, for example by NTP. Kafka accepts records that are at most "
+            "`message.timestamp.after.max.ms` ahead, by default an hour.",
         )
     if is_passing(error):
         return BrokerUnavailable(

@@ -22,7 +22,7 @@ from stream_scorer.errors import BrokerUnavailable, StreamScorerError, Transacti
 from stream_scorer.kafka.call_timeout import GRACE_S, CallTimedOut, TimedCaller
 from stream_scorer.kafka.clients import open_producer
 from stream_scorer.kafka.config import producer_config
-from stream_scorer.kafka.errors import as_domain_error, is_denied, is_passing, kafka_error
+from stream_scorer.kafka.errors import as_domain_error, is_lasting, is_passing, kafka_error
 from stream_scorer.positions import SourcePartition
 from stream_scorer.serde.raw import Headers
 
@@ -164,7 +164,7 @@ class Transaction:
         else:
             self._open = False
             self._slot.replace(error)
-        if is_denied(error):  # another attempt fails too
+        if is_lasting(error):  # this process ends, so that another one takes its partitions over
             raise as_domain_error(error, doing, self._slot.bootstrap)
         raise TransactionAborted(f"could not {doing}: {name}: {error.str()}")
 

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, KafkaException
 from stream_scorer.errors import BrokerUnavailable, StreamScorerError, TransactionAborted
 from stream_scorer.kafka import transactions
 from stream_scorer.kafka.transactions import TransactionPair
+from stream_scorer.positions import SourcePartition
 
 
 class Producer:
@@ -34,6 +35,9 @@ class Producer:
 
     def flush(self, timeout: float) -> int:
         return 3 if self.ends else 0
+
+    def send_offsets_to_transaction(self, offsets: Any, metadata: Any, timeout: float) -> None:
+        """Nothing fails here."""
 
     def commit_transaction(self, timeout: float) -> None:
         """Nothing fails here."""
@@ -101,3 +105,22 @@ def test_producers_that_are_fenced_again_and_again_end_the_scorer(monkeypatch: p
     end_transactions(pair, 2 * transactions.MAX_REBUILDS_IN_A_ROW)
     with pytest.raises(StreamScorerError, match="fenced or broken 6 times in a row"):
         end_transactions(pair, 1)
+
+
+@pytest.mark.parametrize("call", ["commit_transaction", "send_offsets_to_transaction"])
+def test_a_clock_that_is_ahead_of_kafka_ends_the_scorer(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Every other batch would be refused too, while this scorer keeps its partitions."""
+    ended: list[float] = []
+
+    def refuse(*_arguments: Any) -> None:
+        raise KafkaException(KafkaError(KafkaError.INVALID_TIMESTAMP, txn_requires_abort=True))
+
+    Producer.failures = []
+    transaction = TransactionPair("127.0.0.1:1", "scorer").next()
+    transaction.begin()
+    monkeypatch.setattr(Producer, call, refuse, raising=False)
+    monkeypatch.setattr(Producer, "abort_transaction", lambda _self, timeout: ended.append(timeout))
+    with pytest.raises(StreamScorerError, match="clock is ahead of Kafka's") as raised:
+        transaction.commit({SourcePartition("transactions", 0): 1}, None)
+    assert not isinstance(raised.value, TransactionAborted)
+    assert ended
