@@ -35,7 +35,7 @@ def test_a_rebuild_refreshes_its_mark_until_it_switches(monkeypatch: pytest.Monk
     monkeypatch.setattr(app, "open_log", lambda _settings: nullcontext(log))
     monkeypatch.setattr(catch_up, "CatchUp", lambda *_: work)
     monkeypatch.setattr(starting_points, "find_beginning", lambda *_: Beginning())
-    settings: Any = {"scorer.group": "g"}
+    settings: Any = SimpleNamespace(group=lambda _name: "g")
     topics: Any = SimpleNamespace(transactions="transactions", labels="labels")
     nothing: Any = None
     features._rebuild_rows(settings, nothing, nothing, live, topics, [])
