@@ -145,6 +145,11 @@ def _champion(settings: Settings, champion: str | None, candidate: str) -> Ensem
         parsed = parse_reference(candidate)
         if not parsed.registered:
             return None
+        if not settings["mlflow.champion_alias"]:
+            raise UsageError(
+                f"the alias {CHAMPION} may name the version of another installation (mlflow.champion_alias is off)",
+                hint="Give --champion, such as NAME:VERSION; `stream-scorer ensemble status` shows what serves.",
+            )
         champion = f"{parsed.name}@{CHAMPION}"
     return load_version(settings, champion)
 

@@ -50,7 +50,11 @@ def compare(before: Ensemble, after: Ensemble) -> Comparison:
             ("block", old.thresholds.block, new.thresholds.block),
             ("policy", old.thresholds.policy_version, new.thresholds.policy_version),
             ("final calibrator", old.final_calibrator, new.final_calibrator),
-            ("if incomplete", old.incomplete_calibrator or "the same", new.incomplete_calibrator or "the same"),
+            (
+                "final calibrator if a member is missing",
+                old.incomplete_calibrator or "the same",
+                new.incomplete_calibrator or "the same",
+            ),
             ("features", old.feature_hash[:12], new.feature_hash[:12]),
             ("spec", old.spec_hash[:12], new.spec_hash[:12]),
             ("training run", old.training.run_id, new.training.run_id),

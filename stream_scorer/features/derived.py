@@ -55,5 +55,5 @@ def without_views(spec: CheckedSpec, features: Floats) -> Floats:
     for derived in spec.spec.derived:
         if missing.intersection(derived.of):
             out[:, column[derived.name]] = np.nan
-            missing.add(derived.name)
+            missing |= {derived.name} - set(spec.spec.transaction.fields)
     return out

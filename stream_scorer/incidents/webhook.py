@@ -47,7 +47,7 @@ AGAIN_MS = 3_600_000
 # Answers after which another attempt may succeed, beside all 5xx.
 _TRANSIENT = (408, 425, 429)
 # Transactions are decided wrongly, late, or without the model. In deploy/prometheus/alerts.yml, `UrgentIncidentOpen`
-# pages for the same kinds.
+# and `NewVersionChangesAlerts` page for the same.
 PAGE_KINDS: tuple[IncidentKind, ...] = ("verdict", "errors", "latency")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Milliseconds from the epoch to the first and to the last second of years with four digits.
@@ -74,7 +74,8 @@ def notification(incident: Incident) -> dict[str, Any]:
         "alertname": "StreamScorerIncident",
         "incident": incident.id,
         "kind": incident.kind,
-        "severity": "page" if incident.kind in PAGE_KINDS else "ticket",
+        # A version that labels have cleared may be promoted again, which can wait.
+        "severity": "page" if incident.kind in PAGE_KINDS and incident.due != "promote" else "ticket",
         "ensemble": incident.ensemble,
         "version": incident.version,
         "member": incident.member or "",

@@ -58,7 +58,11 @@ _TOPICS: Mapping[Role, Mapping[str, tuple[str, ...]]] = {
     "subscriber": dict.fromkeys(
         ("scores", "contributions", "alerts", "review_sample", "outcomes", "monitor_metrics", "incidents"), ("Read",)
     ),
-    "trainer": dict.fromkeys(("transactions", "labels", "scores", "contributions", "lineage", "outcomes"), ("Read",)),
+    "trainer": {
+        # Their retention shows from when on they are complete.
+        **dict.fromkeys(("transactions", "labels"), _READ),
+        **dict.fromkeys(("scores", "contributions", "lineage", "outcomes"), ("Read",)),
+    },
     "auditor": dict.fromkeys(
         (
             "transactions",

@@ -526,12 +526,19 @@ class JoinerService:
             for record in records:
                 reached[record.topic, record.partition] = record.offset + 1
             self._joiner.join(records)
-            self._store.set_positions(reached, self._clock.now_ms())
-            self._store.commit()
+            self._store_reached(reached)
             self.counts.replayed += len(records)
         if not stop.is_set():
-            self._store.set_positions(end, self._clock.now_ms())
-            self._store.commit()
+            self._store_reached(end)
+
+    def _store_reached(self, positions: Mapping[Partition, int]) -> None:
+        """Store the positions of a replay, without those at which it is not known yet which labels were lost.
+
+        Otherwise a replay that ends early would forget that records before them were deleted.
+        """
+        unclear = self._joiner.after_deleted
+        self._store.set_positions({at: n for at, n in positions.items() if at not in unclear}, self._clock.now_ms())
+        self._store.commit()
 
     def _step(self) -> None:
         records = self._loop.read(self._batch, POLL_S)

@@ -28,7 +28,7 @@ REASONS = {
 }
 _READINESS = {
     State.READY: "serving",
-    State.DEGRADED: "Redis cannot be used: scoring without features",
+    State.DEGRADED: "features cannot be used: scoring without them",
     State.CATCHING_UP: "features are catching up with the log: scoring without them",
     State.REBUILDING: "features are being rebuilt: scoring without them",
 }

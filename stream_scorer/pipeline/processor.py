@@ -213,7 +213,7 @@ class Processor:
         if isinstance(error, StartPending):
             if error.message != self._waits_for:
                 _log.info("%s", error.message)
-            self._waits_for = error.message
+            self._waits_for, self._outage = error.message, ""  # Kafka has answered
             return
         if not self._reader.owned:
             raise error  # in an assignment, which only another start repeats

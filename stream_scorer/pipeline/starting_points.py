@@ -188,6 +188,7 @@ class _Committed:
     begun: dict[SourcePartition, int]
     deleted: dict[SourcePartition, tuple[int, int]]
     new_group: bool
+    start: StartPolicy
 
     def commit_begun(self, reader: Reader) -> None:
         """Commit where the group begins, before the first batch: "latest" must not move if the scorer restarts."""
@@ -195,7 +196,9 @@ class _Committed:
             _log.warning(_DELETED, *source, at, first, first - at, first)
         if self.begun:
             places = ", ".join(f"{s.topic}[{s.partition}] from {at}" for s, at in sorted(self.begun.items()))
-            _log.warning(_NEW_GROUP if self.new_group else _NEW_PARTITIONS, places)
+            text = _NEW_GROUP if self.new_group else _NEW_PARTITIONS
+            # With "earliest", each scorer of a new group commits for its own partitions.
+            _log.log(logging.WARNING if self.start == "latest" else logging.INFO, text, places)
         if begun := self.begun | {source: first for source, (_, first) in self.deleted.items()}:
             reader.commit(begun)
 
@@ -218,7 +221,12 @@ def _look_up(
         committed = reader.committed(sources)
         bounds = {source: reader.offset_bounds(source) for source in sources}
         found, deleted = _without_deleted(committed, bounds)
-        new_group = set(found.values()) == {None} and not _has_offset(reader, [s for s in inputs if s not in found])
+        new_group = set(found.values()) == {None}
+        if new_group and _has_offset(reader, [s for s in inputs if s not in found]):
+            # Its scorer may have committed for all since `found` was asked for.
+            new_group = False
+            bounds = {source: reader.offset_bounds(source) for source in sources}
+            found, deleted = _without_deleted(reader.committed(sources), bounds)
         expected = found | dict.fromkeys(inputs) if new_group else found
         wrong = [error for s, at in expected.items() if (error := _behind(s, at, scored.get(s), applied)) is not None]
         wrong += [error for s, at in found.items() if (error := _truncated(s, at, bounds[s][1])) is not None]
@@ -232,11 +240,11 @@ def _look_up(
         if min(inputs) not in sources:
             first = min(inputs)
             raise StartPending(
-                f"the group is new: the scorer of {first.topic}[{first.partition}] has still to commit where it begins"
+                f"waiting for the scorer that owns {first.topic}[{first.partition}]: it commits where the group begins"
             )
         begun = {source: reader.offset_bounds(source)[1] for source in {*inputs, *sources}}
     score_from = {source: begun[source] if at is None else at for source, at in found.items()}
-    return _Committed(score_from, begun, deleted, new_group)
+    return _Committed(score_from, begun, deleted, new_group, start)
 
 
 def _has_offset(reader: Reader, sources: list[SourcePartition]) -> bool:
@@ -301,16 +309,23 @@ def _behind(
     return None
 
 
-def find_beginning(log: LogEnds, transactions: str, labels: str, checked: CheckedSpec) -> Beginning:
+def find_beginning(
+    log: LogEnds, transactions: str, labels: str, checked: CheckedSpec, *, cautious: bool = True
+) -> Beginning:
     """From where on the log is complete: of each topic, the latest time of all partitions that lost records.
 
-    Retention deletes what is older, so windows that reach further back cannot be complete.
+    Retention deletes what is older, so windows that reach further back cannot be complete. Of a partition without a
+    record, only the retention of its topic shows what it may have had. If that is not known, these may be records up to
+    now, and if not `cautious`, it is assumed to have had none.
     """
     of_transactions, of_labels = TransactionDecoder(checked), LabelDecoder(checked)
+    unknown = int(time.time() * 1e3) if cautious else 0
     ahead_ms = duration_ms(checked.spec.time.max_ahead)
     beginning = Beginning(
-        _first_time(log, transactions, lambda r: of_transactions.decode(r.value, r.timestamp)[0].event_time, ahead_ms),
-        _first_time(log, labels, lambda r: of_labels.decode(r.value, r.timestamp)[0].labelled_at, ahead_ms),
+        _first_time(
+            log, transactions, lambda r: of_transactions.decode(r.value, r.timestamp)[0].event_time, ahead_ms, unknown
+        ),
+        _first_time(log, labels, lambda r: of_labels.decode(r.value, r.timestamp)[0].labelled_at, ahead_ms, unknown),
     )
     if any(beginning):
         remaining = ", ".join(
@@ -322,7 +337,9 @@ def find_beginning(log: LogEnds, transactions: str, labels: str, checked: Checke
     return beginning
 
 
-def _first_time(log: LogEnds, topic: str, times: Callable[[RawRecords], NDArray[np.int64]], ahead_ms: int) -> int:
+def _first_time(
+    log: LogEnds, topic: str, times: Callable[[RawRecords], NDArray[np.int64]], ahead_ms: int, unknown: int
+) -> int:
     newest, emptied = 0, False
     for source, (low, high) in log.bounds(topic).items():
         if low > 0:
@@ -333,14 +350,14 @@ def _first_time(log: LogEnds, topic: str, times: Callable[[RawRecords], NDArray[
             else:
                 # A record may be uploaded months after its event: its event time says little about those before it.
                 newest = max(newest, int(found[0][0]), min(int(found[1][0]), int(time.time() * 1e3)))
-    return max(newest, _time_of_deleted(log, topic, ahead_ms)) if emptied else newest
+    return max(newest, _time_of_deleted(log, topic, ahead_ms, unknown)) if emptied else newest
 
 
-def _time_of_deleted(log: LogEnds, topic: str, ahead_ms: int) -> int:
-    """The latest event time that a deleted record of `topic` may have, without a look at any record."""
+def _time_of_deleted(log: LogEnds, topic: str, ahead_ms: int, unknown: int) -> int:
+    """The latest event time that a deleted record of `topic` may have; `unknown` if its retention is not known."""
     now_ms, keeps_ms = int(time.time() * 1e3), log.retention_ms(topic)
     # Retention compares with Kafka's timestamps. An event may be ahead of that of its record.
-    return now_ms if keeps_ms is None else now_ms - max(keeps_ms - ahead_ms, 0)
+    return unknown if keeps_ms is None else now_ms - max(keeps_ms - ahead_ms, 0)
 
 
 def _begin(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from stream_scorer.spec.model import (
 )
 from stream_scorer.spec.values import check_condition, check_durations, check_feature_names, check_field, check_rates
 
+_log = logging.getLogger(__name__)
 _NUMERIC = ("integer", "number", "time", "boolean")
 # Number of arguments of derived functions, if it is not 1.
 _ARITY = {"ratio": 2, "difference": 2}
@@ -231,27 +233,27 @@ def _with_lists_read(spec: PipelineSpec, folder: Path) -> PipelineSpec:
 
 
 def _check_lengths(spec: PipelineSpec, entry: EntityList, path: str) -> None:
-    """Raise `SpecError` for an id that no transaction can have. The message has no id, as it may be sensitive."""
+    """Raise `SpecError` if no transaction can have an id of the list. No message has an id, as it may be sensitive."""
     most = spec.transaction.fields[spec.entities[entry.entity].field].max_length
-    if long := [number for number, each in enumerate(entry.ids, 1) if len(each) > most]:
-        raise SpecError(
-            f"{len(long)} of {len(entry.ids)} ids, the first of them number {long[0]}, are longer than the "
-            f"{most} characters that the field of {entry.entity!r} may have",
-            path=path,
-        )
+    long = [number for number, each in enumerate(entry.ids, 1) if len(each) > most]
+    text = f"{len(long)} of {len(entry.ids)} ids are longer than the {most} characters that their field may have"
+    if long and len(long) == len(entry.ids):
+        raise SpecError(text, path=path)
+    if long:
+        _log.warning("%s: %s, so they match nothing; the first is number %d", path, text, long[0])
 
 
 def _check_lines(lines: list[str], file: str, path: str) -> None:
-    """Raise `SpecError` for what looks like a table or like quoted texts: no transaction would match such ids.
-
-    Messages contain no id, as it may be sensitive.
-    """
+    """Raise `SpecError` for what looks like a table or like quoted texts: no transaction would match such ids."""
     hint = "The file has one id per line and nothing else. If these are the ids, write them under `ids`."
     for separator, name in ((";", "semicolons"), (",", "commas"), ("\t", "tabs")):
         if all(separator in line for line in lines):
             raise SpecError(f"all lines of {file} have {name}", path=path, hint=hint)
-    if any(len(line) > 1 and line[0] == line[-1] == '"' for line in lines):
-        raise SpecError(f"{file} has ids in quotes", path=path, hint=hint)
+    quoted = [len(line) > 1 and line[0] == line[-1] == '"' for line in lines]
+    if sum(quoted) * 2 > len(lines):
+        raise SpecError(f"{sum(quoted)} of {len(lines)} lines of {file} are in quotes", path=path, hint=hint)
+    if any(quoted):
+        _log.warning("%s: line %d of %s is in quotes, so it matches nothing", path, quoted.index(True) + 1, file)
 
 
 def _check_where(spec: PipelineSpec, where: dict[str, Condition], path: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stream_scorer.ensemble.ensemble import Ensemble
-from stream_scorer.ensemble.manifest import MANIFEST_FILE, Manifest, Training
+from stream_scorer.ensemble.manifest import MANIFEST_FILE, Manifest, Stacking, Training
 from stream_scorer.errors import ArtifactError
 from stream_scorer.train.recipe import TrainingSet
 
@@ -44,12 +44,17 @@ def _known_digest(data: TrainingSet) -> str:
 
 
 def find_trained(folder: Path, data: TrainingSet, identity: str) -> Manifest | None:
-    """The manifest in `folder` if it has the `run_id` of this training and its files are complete, else None."""
+    """The manifest in `folder` if it has the `run_id` of this training and its files are complete, else None.
+
+    A stacked ensemble of an earlier release lacks `incomplete_calibrator` and is trained again.
+    """
     if not (folder / MANIFEST_FILE).is_file():
         return None
     try:
         manifest = Ensemble.load(folder, version="").manifest
     except ArtifactError:
+        return None
+    if isinstance(manifest.combiner, Stacking) and not manifest.incomplete_calibrator:
         return None
     return manifest if manifest.training.run_id == _run_id(data, set_digest(data), identity) else None
 

@@ -69,7 +69,7 @@ def history_from_topics(reader: RangeReader, topics: Topics, spec: CheckedSpec) 
     rejected = rejections.close(topics.transactions)
     labels, ranks, refused = _labels(reader, topics.labels, spec)
     found = concatenate_transactions(parts)
-    beginning = find_beginning(reader, topics.transactions, topics.labels, spec)
+    beginning = find_beginning(reader, topics.transactions, topics.labels, spec, cautious=False)
     return LabelledHistory(topics.transactions, found, labels, ranks, rejected + refused, beginning)
 
 

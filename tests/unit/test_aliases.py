@@ -115,4 +115,5 @@ def test_an_installation_that_shares_a_registry_may_leave_the_alias_alone(
     monkeypatch.setattr(app.AliasMirror, "run", lambda _self, _stop: started.set())
     flags = {"kafka.bootstrap": "127.0.0.1:1", "mlflow.url": "http://m:1", "mlflow.champion_alias": moves}
     with app.mirroring_aliases(load_settings(flags, environment={}, directory=tmp_path)):
-        assert started.wait(5) if moves else not started.is_set()
+        pass  # the end of the block waits for the thread, if there is one
+    assert started.is_set() == moves

@@ -68,7 +68,7 @@ def test_readiness_names_why_redis_cannot_be_used() -> None:
     availability = Availability(Metrics())
     for why in ("Redis at redis://h:6379: TimeoutError", "Redis runs with maxmemory-policy allkeys-lru"):
         availability.enter(State.DEGRADED, why)
-        assert availability.readiness == (False, f"Redis cannot be used: scoring without features ({why})")
+        assert availability.readiness == (False, f"features cannot be used: scoring without them ({why})")
     availability.enter(State.CATCHING_UP, "20000 records behind")
     assert "behind" not in availability.readiness[1]
 

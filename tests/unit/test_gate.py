@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 
 from stream_scorer.bench.material import CARDS_SPEC
 from stream_scorer.cli import control
-from stream_scorer.cli.gate import check_reason, refusal
+from stream_scorer.cli.gate import _champion, check_reason, refusal
 from stream_scorer.ensemble.ensemble import Ensemble
 from stream_scorer.errors import CheckFailed, UsageError
 from stream_scorer.gate import traffic
@@ -550,3 +550,10 @@ def test_a_refusal_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckFailed, match="the gate refuses cards 8: leak") as error:
         pass_gate(monkeypatch, refuse, "7")
     assert error.value.exit_code == 3
+
+
+def test_an_alias_of_another_installation_is_no_default_champion() -> None:
+    settings: Any = {"mlflow.champion_alias": False}
+    with pytest.raises(UsageError, match="may name the version of another installation"):
+        _champion(settings, None, "cards:8")
+    assert _champion(settings, None, "./candidate") is None

@@ -19,9 +19,9 @@ from stream_scorer.cli.incident import _row, safe_name
 from stream_scorer.errors import SettingsError
 from stream_scorer.incidents import webhook
 from stream_scorer.incidents.log import Condition, IncidentLog, Subject
-from stream_scorer.incidents.webhook import AGAIN_MS, ATTEMPTS, WEBHOOK_METRICS, Webhook, check_url
+from stream_scorer.incidents.webhook import AGAIN_MS, ATTEMPTS, WEBHOOK_METRICS, Webhook, check_url, notification
 from stream_scorer.observability.metrics import Metrics
-from stream_scorer.records import Affected
+from stream_scorer.records import Affected, Incident
 from stream_scorer.reports.incident_page import IncidentRecords, incident_page
 from stream_scorer.settings import load_settings
 from tests.support.control import MemoryControlLog
@@ -116,6 +116,20 @@ def test_an_incident_is_posted_when_it_opens_and_when_it_closes_as_alertmanager_
     assert ended["endsAt"] == "2023-11-14T22:16:20.000Z"
     assert alert["fingerprint"] == ended["fingerprint"]
     assert sent(metrics, "sent") == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "due", "severity"),
+    [
+        ("verdict", "rollback", "page"),
+        ("verdict", "promote", "ticket"),
+        ("errors", None, "page"),
+        ("feed", None, "ticket"),
+    ],
+)
+def test_a_proposal_to_promote_a_cleared_version_can_wait(kind: Any, due: Any, severity: str) -> None:
+    incident = Incident(id="i", ensemble="cards", opened=1, why="", kind=kind, due=due)
+    assert notification(incident)["alerts"][0]["labels"]["severity"] == severity
 
 
 def test_attempts_are_bounded_and_the_next_incident_is_sent_all_the_same(caplog: pytest.LogCaptureFixture) -> None:

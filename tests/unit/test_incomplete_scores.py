@@ -32,6 +32,7 @@ from stream_scorer.errors import ArtifactError
 from stream_scorer.monitor.drift_series import describe
 from stream_scorer.spec.load import parse_spec
 from stream_scorer.spec.training import parse_training
+from stream_scorer.train import provenance
 from stream_scorer.train.stack import Stack, fit_stack
 from tests.support.ensembles import compose
 from tests.support.specs import numbers_spec
@@ -150,7 +151,7 @@ def test_versions_that_differ_in_it_differ_in_policy(tmp_path: Path) -> None:
     plan = PairPlan.between(after.manifest, before.manifest)
     assert (plan.policy, plan.members, plan.combination) == (True, [], None)
     assert Combination.between(after.manifest, before.manifest, matched(after.manifest, before.manifest)) is None
-    assert compare(before, after).facts == {"if incomplete": ("the same", str(OWN))}
+    assert compare(before, after).facts == {"final calibrator if a member is missing": ("the same", str(OWN))}
     raw = np.random.default_rng(3).random((200, 3))
     raw[::2, 1] = np.nan
     mine, theirs = (each._combiner.combine(raw) for each in (after, before))
@@ -180,3 +181,14 @@ def test_manifests_from_before_keep_their_digests(folder: Path) -> None:
 def test_a_stacked_manifest_from_before_keeps_its_digest() -> None:
     manifest = msgspec.structs.replace(read_manifest(KEPT[0]), combiner=Stacking(-0.2, [0.5] * 3))
     assert manifest_digest(manifest) == "128198f04093cc4427ef8da2d2678d003c25dce7ecd20cee16874ceb70d59432"
+
+
+def test_a_stacked_ensemble_of_an_earlier_release_is_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = stacked(tmp_path / "1", msgspec.UNSET).manifest.training.run_id
+    stacked(tmp_path / "2", OWN)
+    monkeypatch.setattr(provenance, "set_digest", lambda _data: "")
+    monkeypatch.setattr(provenance, "_run_id", lambda *_: run_id)
+    found = [provenance.find_trained(tmp_path / name, None, "") is not None for name in "12"]  # type: ignore[arg-type]
+    assert found == [False, True]

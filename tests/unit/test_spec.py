@@ -170,8 +170,8 @@ def test_an_empty_list_is_refused(tmp_path: Path, content: str) -> None:
     [
         ("account;reason\nc-1;stolen\n", "all lines of ids have semicolons"),
         ("c-1,c-2\n", "all lines of ids have commas"),
-        ('account\n"c-1"\n', "ids has ids in quotes"),
-        ("c-1\n" + "c" * 65, "1 of 2 ids, the first of them number 2, are longer than the 64 characters"),
+        ('account\n"c-1"\n"c-2"\n', "2 of 3 lines of ids are in quotes"),
+        ("c" * 65 + "\n" + "c" * 66, "2 of 2 ids are longer than the 64 characters that their field may have"),
     ],
 )
 def test_a_list_that_matches_nobody_is_refused(tmp_path: Path, content: str, what: str) -> None:
@@ -180,7 +180,7 @@ def test_a_list_that_matches_nobody_is_refused(tmp_path: Path, content: str, wha
     with pytest.raises(SpecError, match=what) as raised:
         parse_spec(text, tmp_path)
     assert "c-1" not in str(raised.value)
-    ids = ["c-1;x", '"c-2"']
+    ids = ["c-1;x", '"c-2"', "c" * 65]
     checked = parse_spec(edited(lambda d: d["policy"].update(lists=[entity_list(ids=ids)])))
     assert checked.spec.policy.lists[0].ids == ids
 

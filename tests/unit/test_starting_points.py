@@ -494,6 +494,33 @@ class _CommitsBetween(_SharedGroup):
         return super().committed(partitions)
 
 
+class _CommitsDuringLookUp(_SharedGroup):
+    """Another scorer commits after our look-up of our own partitions, and before that of the others."""
+
+    def offset_bounds(self, source: SourcePartition) -> tuple[int, int]:
+        if not self.offsets:
+            self.commit(dict.fromkeys(KNOWN + ADDED, 50))
+            self.ends = dict.fromkeys(KNOWN + ADDED, 70)
+        return super().offset_bounds(source)
+
+
+@pytest.mark.parametrize("rows", ["begun", "away", "none"])
+def test_an_answer_from_before_the_commit_of_another_scorer_is_not_trusted(
+    rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, every = MemoryServer(), KNOWN + ADDED
+    store = None if rows == "none" else MemoryAppliedRows(server, every, Failpoints(), per_call=10)
+    if store is not None:
+        store.open()
+        store.init(dict.fromkeys(every, 50), {})
+    if rows == "away":
+        monkeypatch.setattr(store, "open", lambda: (_ for _ in ()).throw(StateUnavailable("away")))
+    group = _CommitsDuringLookUp({}, dict.fromkeys(every, 50))
+    points = starting_points(group, store, ADDED, every, "latest")  # type: ignore[arg-type]
+    assert points.score_from == dict.fromkeys(ADDED, 50)
+    assert len(group.commits) == 1
+
+
 def test_rows_that_another_scorer_begins_meanwhile_are_not_taken_for_lost(caplog: pytest.LogCaptureFixture) -> None:
     server = MemoryServer()
     store = MemoryAppliedRows(server, KNOWN + ADDED, Failpoints(), per_call=10)

@@ -251,8 +251,14 @@ def test_labels_without_the_entity_of_a_view_of_labels_are_refused(tmp_path: Pat
 class TwoPartitions:
     """A range reader over rows that alternate between two partitions. `at`: Kafka's times; None: those of the rows."""
 
-    def __init__(self, tables: dict[str, dict[str, list[object]]], low: int = 0, at: int | None = 9_000) -> None:
-        self._low, self._at = low, at
+    def __init__(
+        self,
+        tables: dict[str, dict[str, list[object]]],
+        low: int = 0,
+        at: int | None = 9_000,
+        emptied: int | None = None,
+    ) -> None:
+        self._low, self._at, self._emptied = low, at, emptied
         self._values = {
             topic: [
                 msgspec.json.encode(dict(zip(table, row, strict=True))) for row in zip(*table.values(), strict=True)
@@ -263,7 +269,14 @@ class TwoPartitions:
     def bounds(self, topic: str) -> dict[SourcePartition, tuple[int, int]]:
         if topic not in self._values:
             raise UsageError(f"topic {topic} does not exist")
-        return {SourcePartition(topic, p): (self._low, len(self._values[topic][p::2])) for p in range(2)}
+        found = {SourcePartition(topic, p): (self._low, len(self._values[topic][p::2])) for p in range(2)}
+        return {
+            s: (end, end) if topic == "transactions" and s.partition == self._emptied else (low, end)
+            for s, (low, end) in found.items()
+        }
+
+    def retention_ms(self, topic: str) -> int | None:
+        return None
 
     def read(self, source: SourcePartition, start: int, stop: int) -> Iterator[RawRecords]:
         values = self._values[source.topic][source.partition :: 2][start:stop]
@@ -324,6 +337,11 @@ def test_rows_are_chosen_by_period_decision_and_complete_windows(
     cut = TwoPartitions(tables | {"labels": {name: value * 6 for name, value in known.items()}}, low=2, at=None)
     topics = training_set_from_topics(cut, Topics(), SPEC)  # type: ignore[arg-type]
     assert ids(topics) == [9, 10, 11]
+    # A partition of which nothing is left shows nothing, and its retention is not known: it had no records then.
+    emptied = TwoPartitions(tables, at=None, emptied=1)
+    with pytest.raises(UsageError, match="no training row is left"):
+        training_set_from_topics(emptied, Topics(), SPEC, None, Period(10 * day))  # type: ignore[arg-type]
+    assert ids(training_set_from_topics(emptied, Topics(), SPEC)) == [0, 4, 6, 8, 10]  # type: ignore[arg-type]
     everything = training_set_from_topics(cut, Topics(), SPEC, None, Period(1))  # type: ignore[arg-type]
     assert ids(everything)[0] == 4
 
