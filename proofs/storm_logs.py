@@ -21,9 +21,11 @@ _CLIENTS = re.compile(
 )
 # How a scorer and a monitor end if Kafka does not answer, or answers as it does while it starts.
 _ENDS = re.compile(
-    r"Is it running\?|Create it: `stream-scorer topics create`|A broker that has just started may do so"
+    r"Is it running\?|A broker that has just started may do so"
     r"|Does another scorer run with the same|COORDINATOR_LOAD_IN_PROGRESS|_DESTROY_BROKER|NOT_COORDINATOR"
 )
+# A broker that starts may not know its topics yet.
+_NO_TOPIC = re.compile(r"Create it: `stream-scorer topics create`")
 # How a scorer ends that starts while the version that should serve cannot be loaded: it has no other one.
 _UNLOADABLE = re.compile(
     r"^error: cards local-\w+ was served from a folder and is not in the cache .*\[artifact_invalid\]$"
@@ -79,4 +81,6 @@ def end_is_expected(code: int | None, tail: Sequence[str]) -> bool:
     if not errors:
         return False
     last = tail[errors[-1] :]
-    return bool((code == FAILED and _ENDS.search("\n".join(last))) or (code == USAGE and _UNLOADABLE.match(last[0])))
+    if code == USAGE and (_UNLOADABLE.match(last[0]) or _NO_TOPIC.search("\n".join(last))):
+        return True
+    return code == FAILED and bool(_ENDS.search("\n".join(last)))

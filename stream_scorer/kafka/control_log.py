@@ -65,8 +65,10 @@ class ControlLog:
                 return self._consumer.get_watermark_offsets(self._source, _SLICE_S)[1]
             except KafkaException as failure:
                 error = kafka_error(failure)
-                # A new topic has no leader for a moment, and after a restart of the broker for longer.
-                transient = error.retriable() or error.code() in NO_ANSWER | NO_LEADER
+                # A new topic has no leader for a moment, and after a restart of the broker for longer. While a broker
+                # starts, it may not know its partitions yet.
+                passing = NO_ANSWER | NO_LEADER | {KafkaError._UNKNOWN_PARTITION}
+                transient = error.retriable() or error.code() in passing
                 if not transient or time.monotonic() > deadline:
                     raise as_domain_error(error, f"look up topic {self._topic}", self._bootstrap) from failure
                 time.sleep(_PAUSE_S)

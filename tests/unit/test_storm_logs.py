@@ -64,6 +64,7 @@ def test_the_monitor_may_report_failures_of_services(raised: str, frame: str, ho
         (1, ["  Is it running?", "error: the processor is broken"], False),
         (0, ["10:00:00 INFO    stopped"], False),
         (2, ["error: a setting is wrong", "  Is it running?"], False),
+        (2, ["error: topic control does not exist", "  Create it: `stream-scorer topics create`."], True),
         (
             2,
             ["error: cards local-94 was served from a folder and is not in the cache /c [artifact_invalid]", "  x"],
