@@ -233,9 +233,20 @@ class CounterStore:
         }
 
     def next_revision(self, window: str, above: int = 0) -> int:
-        """1, 2, 3… per window, across restarts, but always higher than `above`."""
+        """1, 2, 3… per window, across restarts, but always higher than `above`.
+
+        Raises:
+            StateGap: Redis has lost the counts since they were opened.
+        """
+        keys = [f"{self._base}r:{window}", self._head]
         with mapped_errors():
-            return int(cast(bytes, self._revise(keys=[f"{self._base}r:{window}"], args=[above, self._ttl])))
+            revision = cast("bytes | None", self._revise(keys=keys, args=[above, self._ttl, self._epoch]))
+        if revision is None:
+            raise StateGap(
+                f"Redis has lost the monitor's counts before window {window} was reported",
+                hint="The monitor counts again from the beginning of its topics.",
+            )
+        return int(revision)
 
     def keep(self, name: str, value: bytes) -> None:
         """Store bytes under a name, for the next leader; they are lost together with the counts."""

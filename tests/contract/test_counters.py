@@ -178,6 +178,17 @@ def test_revisions_count_for_each_window(parts: MemoryParts | RedisParts, store:
     ]
 
 
+def test_a_window_whose_counts_are_lost_gets_no_revision(parts: MemoryParts | RedisParts, store: Store) -> None:
+    """It would be below those that were published."""
+    assert store.next_revision("7+1", 100) == 101
+    parts.lose_head()
+    with pytest.raises(StateGap):
+        store.next_revision("7+1", 100)
+    parts.store().open("e2", {})
+    with pytest.raises(StateGap):
+        store.next_revision("7+1", 100)
+
+
 def test_one_leads_until_its_time_is_over(parts: MemoryParts | RedisParts, store: Store) -> None:
     assert [store.lead("a", 50), store.lead("b", 50), store.lead("a", 50)] == [True, False, True]
     parts.wait(60)

@@ -160,6 +160,8 @@ class MemoryCounterStore:
     def next_revision(self, window: str, above: int = 0) -> int:
         """See `CounterStore.next_revision`."""
         with self._server.lock:
+            if self._server.epoch != self._epoch:
+                raise StateGap(f"the counts of window {window} are lost")
             self._mine.revisions[window] = max(self._mine.revisions[window], above) + 1
             return self._mine.revisions[window]
 
