@@ -202,7 +202,9 @@ def simulate(context: Context, checked: CheckedSpec, n: int) -> Log:
                 log.labels.append(msgspec.json.decode(value) | {"offset": offset})
                 offset += 1
             for outcome in joiner.join(records):
-                count_outcome(log.cells, outcome, log.rules.label_sources, log.horizon_ms)
+                count_outcome(
+                    log.cells, outcome, log.rules.label_sources, pane_ms=log.rules.pane_ms, horizon_ms=log.horizon_ms
+                )
             count_summary(log.cells, summary)
     log.columns = Columns(
         [i for part in parts for i in part.event_id],

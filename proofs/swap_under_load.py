@@ -81,7 +81,7 @@ class Expected:
     champion: str
     canary: str = ""
     share: float = 0.0
-    beside: list[str] = field(default_factory=list)
+    shadows: list[str] = field(default_factory=list)
     disabled: bool = False
 
 
@@ -102,14 +102,14 @@ def run(context: Context) -> Result:
     member = DisabledMember(MEMBER, key)
     a, b = good.version, candidate.version
     steps: list[tuple[str, dict[str, Any], Expected]] = [
-        ("shadow", {"version": candidate}, Expected(a, beside=[b])),
+        ("shadow", {"version": candidate}, Expected(a, shadows=[b])),
         ("canary", {"version": candidate, "share": 0.1}, Expected(a, b, 0.1)),
         ("canary", {"version": candidate, "share": 0.5}, Expected(a, b, 0.5)),
-        ("promote", {"version": candidate}, Expected(b, beside=[a])),
+        ("promote", {"version": candidate}, Expected(b, shadows=[a])),
         ("rollback", {}, Expected(a)),
         ("disable", {"member": member}, Expected(a, disabled=True)),
         ("enable", {"member": member}, Expected(a)),
-        ("promote", {"version": candidate}, Expected(b, beside=[a])),
+        ("promote", {"version": candidate}, Expected(b, shadows=[a])),
         ("confirm", {}, Expected(b)),
         ("rollback", {}, Expected(a)),
         ("retire", {"version": candidate}, Expected(a)),
@@ -277,7 +277,7 @@ def _check_versions(
         entity = (key_of[score.event_id] or b"").decode()
         mine = wanted.canary if wanted.canary and _place(f"cards:{wanted.canary}", entity) < wanted.share else ""
         version, arm = (mine, "canary") if mine else (wanted.champion, "champion")
-        others = [v for v in (wanted.champion, wanted.canary, *wanted.beside) if v and v != version]
+        others = [v for v in (wanted.champion, wanted.canary, *wanted.shadows) if v and v != version]
         wrong["version or arm"] += (score.version, score.arm, c.version, c.arm) != (version, arm) * 2
         wrong["lineage"] += (row.event_id, row.version, row.arm) != (score.event_id, version, arm)
         wrong["alternatives"] += [a.version for a in c.alternatives] != others

@@ -287,10 +287,11 @@ class Watch:
         return ComparisonCounts(comparison, self._rules.tolerances, self._rules.grace_ms)
 
     def _keep(self, found: list[Comparison]) -> None:
-        """Forget all pairs except `found`."""
+        """Forget all pairs except `found`, and refused commands about what has ended."""
+        current = {*found, *withdrawals(self._history)}
+        self._refusals = {key: refusal for key, refusal in self._refusals.items() if key[0] in current}
         for comparison in [comparison for comparison in self._counting if comparison not in found]:
             self._counting.pop(comparison).close()
-            self._refusals = {key: refusal for key, refusal in self._refusals.items() if key[0] != comparison}
             labels = _labels_of(comparison)
             for direction in ("rise", "fall"):
                 self._metrics.remove(EVIDENCE, *labels, direction)

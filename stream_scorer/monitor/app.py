@@ -308,7 +308,7 @@ class OutcomeCounter:
 
     def __call__(self, cells: Cells, maxima: dict[str, int], values: Sequence[bytes]) -> None:
         for outcome in readable(values, self._decode, self._topic, self._metrics):
-            count_outcome(cells, outcome, self._sources, self._horizon_ms, self._pane_ms)
+            count_outcome(cells, outcome, self._sources, pane_ms=self._pane_ms, horizon_ms=self._horizon_ms)
             raise_to(maxima, LABELLED_AT, outcome.labelled_at)
 
     def lost_before(self, value: bytes) -> dict[str, int]:

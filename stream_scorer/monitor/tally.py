@@ -120,15 +120,15 @@ def _count_rates(counts: dict[str, int], pane: PaneSummary) -> None:
 
 
 def count_outcome(
-    cells: Cells, outcome: Outcome, sources: frozenset[str], horizon_ms: int = DAY_MS, pane_ms: int | None = None
+    cells: Cells, outcome: Outcome, sources: frozenset[str], *, pane_ms: int, horizon_ms: int = DAY_MS
 ) -> None:
     """Add one outcome to `cells`: increments the new label and decrements the label that it replaces.
 
     Args:
-        sources: the label sources that are counted separately. horizon_ms: ``labels.horizon``.
-        pane_ms: length of the panes of `cells`; None: the outcome has panes of the same length.
+        sources: the label sources that are counted separately. pane_ms: length of the panes of `cells`.
+        horizon_ms: ``labels.horizon``.
     """
-    pane = outcome.pane if pane_ms is None else outcome.event_time - outcome.event_time % pane_ms
+    pane = outcome.event_time - outcome.event_time % pane_ms
     counts = cells[pane, cell_label(outcome.ensemble, outcome.version, outcome.arm)]
     source = listed(outcome.source, sources)
     if outcome.previous_label is not None:

@@ -96,8 +96,13 @@ def test_windows_are_aligned_and_tumble() -> None:
 def test_figures_of_a_pane() -> None:
     cells = new_cells()
     count_summary(cells, summary(PANE))
-    count_outcome(cells, outcome("genuine", source="analyst", review_probability=0.5), SOURCES)
-    count_outcome(cells, outcome("fraud", decision="approve", source="random_review", review_propensity=0.001), SOURCES)
+    count_outcome(cells, outcome("genuine", source="analyst", review_probability=0.5), SOURCES, pane_ms=HOUR)
+    count_outcome(
+        cells,
+        outcome("fraud", decision="approve", source="random_review", review_propensity=0.001),
+        SOURCES,
+        pane_ms=HOUR,
+    )
     ((cell, counts),) = cells.items()
     assert parse_label(cell[1]) == ("cards", "1", "champion")
     profile = {"amount:log": ([1.0], [4, 0, 6]), "member:gbm": ([1.0], [5, 5, 0]), "score": ([1.0], [7, 3, 0])}
@@ -127,7 +132,7 @@ def test_rates_by_member_follow_the_order_of_the_manifest_and_not_of_the_profile
     cells = new_cells()
     count_summary(cells, summary(msgspec.structs.replace(PANE, member_alerts={"xgb": 4, "gbm": 2})))
     # Bit 0 is that of the first member.
-    count_outcome(cells, outcome("genuine", member_alerts=0b01), SOURCES)
+    count_outcome(cells, outcome("genuine", member_alerts=0b01), SOURCES, pane_ms=HOUR)
     (counts,) = cells.values()
     profile = {"member:gbm": ([1.0], [5, 5, 0]), "member:xgb": ([1.0], [5, 5, 0])}
     found = figures(counts, profile, RULES, ["xgb", "gbm"])
@@ -138,9 +143,9 @@ def test_rates_by_member_follow_the_order_of_the_manifest_and_not_of_the_profile
 def test_a_changed_label_leaves_nothing_behind() -> None:
     cells = new_cells()
     first = outcome("genuine", review_probability=0.25)
-    count_outcome(cells, first, SOURCES)
+    count_outcome(cells, first, SOURCES, pane_ms=HOUR)
     changed = outcome("fraud", "genuine", source="chargeback", previous_review_probability=0.25, labelled_at=9 * HOUR)
-    count_outcome(cells, changed, SOURCES)
+    count_outcome(cells, changed, SOURCES, pane_ms=HOUR)
     ((_, counts),) = cells.items()
     assert {name: n for name, n in counts.items() if n} == {
         "o:review:fraud": 1, "ov:review:fraud": 50, "os:review:fraud:chargeback": 1, "la:analyst:1": 1,
@@ -151,7 +156,9 @@ def test_labels_add_a_bounded_number_of_fields() -> None:
     cells = new_cells()
     for at in range(20_000):
         probability = (at + 1) / 20_001 if at % 2 else 1e-9 * (at + 1)
-        count_outcome(cells, outcome("genuine", source=f"agent-{at}", review_probability=probability), SOURCES)
+        count_outcome(
+            cells, outcome("genuine", source=f"agent-{at}", review_probability=probability), SOURCES, pane_ms=HOUR
+        )
     ((_, counts),) = cells.items()
     assert counts["os:review:genuine:other"] == 20_000
     assert {name for name in counts if name.startswith("os:")} == {"os:review:genuine:other"}

@@ -234,7 +234,7 @@ def test_labels_whose_first_record_retention_deleted_do_not_end_the_reporter(cap
     cells = new_cells()
     # The record with the label "genuine" is gone: its count becomes -1 for each of them.
     for _ in range(3):
-        count_outcome(cells, CHANGE, frozenset())
+        count_outcome(cells, CHANGE, frozenset(), pane_ms=HOUR)
     monitor.store.open("e", {"outcomes:0": 0})
     monitor.store.apply(Batch("outcomes:0", 0, 1, cells, {}))
     with caplog.at_level(logging.ERROR):
@@ -319,7 +319,7 @@ def _labelled(monitor: Monitor, hour: int) -> None:
         "e", hour * HOUR, hour * HOUR, "1", "champion", "p", "review", 0, 10, "genuine", None, "analyst", 1.0,
         (hour + 6) * HOUR, 6 * HOUR, "cards", card_group=3,
     )  # fmt: skip
-    count_outcome(cells, outcome, frozenset({"analyst"}), RULES.horizon_ms)
+    count_outcome(cells, outcome, frozenset({"analyst"}), pane_ms=HOUR, horizon_ms=RULES.horizon_ms)
     start = monitor.store.open("e", {"outcomes:0": 0}).applied["outcomes:0"]
     assert monitor.store.apply(Batch("outcomes:0", start, start + 1, cells, {})).status == "applied"
 
