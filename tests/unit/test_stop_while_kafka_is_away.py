@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from stream_scorer.control.commands import catch_up
 from stream_scorer.control.label_watch import LabelWatch
@@ -84,3 +86,21 @@ def test_a_call_that_waits_for_the_broker_ends_after_a_stop(call: str) -> None:
 
     raised, seconds = stops(work)
     assert isinstance(raised, Stopped) and seconds < MAX_S
+
+
+def test_a_partition_that_a_starting_broker_does_not_know_yet_is_looked_up_again() -> None:
+    answers: list[KafkaException | tuple[int, int]] = [
+        KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION)),
+        (0, 7),
+    ]
+
+    class Consumer:
+        def get_watermark_offsets(self, *_args: object) -> tuple[int, int]:
+            answer = answers.pop(0)
+            if isinstance(answer, KafkaException):
+                raise answer
+            return answer
+
+    log: Any = object.__new__(ControlLog)
+    log._stop, log._consumer, log._source, log._topic, log._bootstrap = None, Consumer(), None, "control", ""
+    assert log.end() == 7
