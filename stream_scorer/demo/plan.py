@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from stream_scorer.errors import UsageError
 from stream_scorer.simulate.config import DAY_MS, SimulationConfig
 
-# Labels continue to arrive for this long after the last transaction, so event time ends this long before now.
+# Labels continue to arrive for this long after the last transaction, so event time ends at least this long before now.
 SETTLE_DAYS = 2
+# 1970-01-05. Traffic has a weekly cycle: with a start on the same weekday, a demo does not depend on the date.
+_A_MONDAY_MS = 4 * DAY_MS
 PARTITIONS = 4
 # Terminals per customer: few enough that customers share them; enough that a month of a usual terminal fits its row.
 TERMINALS_SHARE = 0.5
@@ -55,7 +57,7 @@ class DemoPlan:
             raise UsageError(f"the rate must be above 0, not {self.rate}")
 
     def simulation(self, now_ms: int) -> SimulationConfig:
-        """History and live traffic as one simulation that ends `SETTLE_DAYS` before `now_ms`."""
+        """History and live traffic as one simulation from a Monday on, which ends `SETTLE_DAYS` before `now_ms`."""
         config = SimulationConfig(
             seed=self.seed,
             customers=self.customers,
@@ -64,4 +66,5 @@ class DemoPlan:
             transactions=self.history + self.transactions,
             fraud_rate=self.fraud_rate,
         )
-        return dataclasses.replace(config, start_ms=config.start_to_end_by(now_ms) - SETTLE_DAYS * DAY_MS)
+        latest_ms = config.start_to_end_by(now_ms) - SETTLE_DAYS * DAY_MS
+        return dataclasses.replace(config, start_ms=latest_ms - (latest_ms - _A_MONDAY_MS) % (7 * DAY_MS))

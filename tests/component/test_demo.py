@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -63,6 +64,12 @@ def test_event_time_ends_before_labels_would_be_of_the_future() -> None:
     assert config.start_ms % DAY_MS == 0
     assert config.start_ms + config.expected_days * DAY_MS <= now - SETTLE_DAYS * DAY_MS
     assert config.transactions == 210_000
+
+
+def test_a_demo_is_the_same_on_every_day() -> None:
+    """The members, and so the update that the monitor finds, depend on the weekdays of the history."""
+    starts = [DemoPlan().simulation(1_790_000_000_000 + day * DAY_MS).start_ms for day in range(14)]
+    assert {datetime.fromtimestamp(start / 1_000, UTC).weekday() for start in starts} == {0}
 
 
 @pytest.mark.parametrize("sizes", [{"transactions": 10}, {"history": 100}, {"rate": 0.0}])
