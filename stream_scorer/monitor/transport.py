@@ -144,6 +144,16 @@ class ReadCommittedThread(AIOKafkaConsumerThread):
                 return found
             waiter.result()  # raises what stopped the fetcher
 
+    async def on_thread_stop(self) -> None:
+        """As Faust's method, to its end: aiokafka passes on that it cancelled a fetch which waits after an error.
+
+        Otherwise this thread would end without a word, and whoever stops it would wait for a minute.
+        """
+        try:
+            await super().on_thread_stop()
+        except asyncio.CancelledError:
+            await cast(aiokafka.AIOKafkaConsumer, self._consumer)._client.close()
+
     def _create_worker_consumer(self, transport: Transport) -> aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
         if not hasattr(consumer, "_isolation_level"):

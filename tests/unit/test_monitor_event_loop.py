@@ -85,6 +85,28 @@ def test_a_consumer_thread_that_hangs_is_abandoned(monkeypatch: pytest.MonkeyPat
     assert ReadCommittedThread.Worker is AbandonableWorker
 
 
+def test_a_consumer_thread_stops_although_a_fetch_waits_after_an_error() -> None:
+    """aiokafka 0.14 raises the cancellation of that fetch, and leaves its client open."""
+    closed: list[str] = []
+
+    async def close() -> None:
+        closed.append("client")
+
+    async def stop_thread() -> None:
+        waits = asyncio.create_task(asyncio.sleep(60))
+
+        async def close_fetcher() -> None:
+            waits.cancel()
+            await waits
+
+        thread = object.__new__(ReadCommittedThread)
+        thread._consumer = SimpleNamespace(stop=close_fetcher, _client=SimpleNamespace(close=close))
+        await thread.on_thread_stop()
+
+    asyncio.run(stop_thread())
+    assert closed == ["client"]
+
+
 @pytest.mark.parametrize("hangs_at", ["start", "rebalance"])
 def test_windows_that_never_join_their_group_fail_and_so_restart(hangs_at: str) -> None:
     class Clock:
