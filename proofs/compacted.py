@@ -47,7 +47,7 @@ def compacted_row_differs(
 
     Args:
         wanted: (time, value) of all transactions and of all changes of labels in the log. limit: the entries that count
-            exactly. newest: the newest event time of the log; panes far enough before it may have been dropped.
+            exactly. newest: the newest event time of the log; panes far enough before it may lack entries.
     """
     header, others = entries[0].tolist(), entries[1:].tolist()
     olds = 0
@@ -72,8 +72,11 @@ def compacted_row_differs(
                 if e[KIND] <= PANE and pane_level(e[KIND]) == level and pane_is_of_labels(e[KIND]) == bool(of_labels)
             }
             for start in count.keys() | held.keys():
-                dropped = start not in held and start <= newest - int(plan.cover_ms[level])
-                if not dropped and held.get(start) != (count[start], total[start]):
+                # A pane that no window needs any more may be dropped, and a late entry begins it anew.
+                unread = start <= newest - int(plan.cover_ms[level])
+                if unread and held.get(start, (0, 0))[0] < count[start]:
+                    continue
+                if held.get(start) != (count[start], total[start]):
                     return f"pane of {width} ms at {start}: {held.get(start)}, by the log {count[start], total[start]}"
     if header[HASH] != olds:
         return f"{header[HASH]} entries compacted, by the log {olds}"

@@ -19,6 +19,8 @@ _CLIENTS = re.compile(
     r"asyncio\.exceptions\.CancelledError|RuntimeError: Event loop is closed|aiokafka\.errors\.|kafka\.errors\."
     r"|AttributeError: 'NoneType' object has no attribute 'wakeup'|GeneratorExit"
 )
+# The windows' consumer raises what stopped its client.
+_RAISES_THEIRS = "/stream_scorer/monitor/transport.py"
 # How a scorer and a monitor end if Kafka does not answer, or answers as it does while it starts.
 _ENDS = re.compile(
     r"Is it running\?|A broker that has just started may do so"
@@ -45,7 +47,7 @@ class Trace:
         """Whether `log` may contain it: only that of the monitor, which logs faults of services so."""
         if not _RAISED.match(self.raised):
             return True  # the process was killed while it wrote
-        inside = "site-packages" in self.frame or "/lib/python" in self.frame
+        inside = any(place in self.frame for place in ("site-packages", "/lib/python", _RAISES_THEIRS))
         known = _OURS.match(self.raised) or (inside and _CLIENTS.match(self.raised))
         return log == "monitor.log" and bool(known)
 

@@ -48,6 +48,12 @@ def test_tracebacks_are_found_with_all_that_they_are_chained_to() -> None:
         ),
         ("stream_scorer.errors.UsageError: the spec is wrong", 'File "/app/stream_scorer/spec/load.py"', False),
         ("RuntimeError: Event loop is closed", 'File "/app/stream_scorer/monitor/app.py"', False),
+        (
+            "aiokafka.errors.KafkaError: KafkaError: GroupLoadInProgressError()",
+            'File "/app/stream_scorer/monitor/transport.py", line 145, in _fetch_records',
+            True,
+        ),
+        ("KeyError: 'block'", 'File "/app/stream_scorer/monitor/transport.py"', False),
         ("10:00:03 INFO    monitoring", 'File "/app/stream_scorer/monitor/app.py"', True),
     ],
 )
