@@ -72,7 +72,7 @@ def compacted_row_differs(
                 if e[KIND] <= PANE and pane_level(e[KIND]) == level and pane_is_of_labels(e[KIND]) == bool(of_labels)
             }
             for start in count.keys() | held.keys():
-                # A pane that no window needs any more may be dropped, and a late entry begins it anew.
+                # The scorer drops panes that no window reads any more. A late entry may then create such a pane again.
                 unread = start <= newest - int(plan.cover_ms[level])
                 if unread and held.get(start, (0, 0))[0] < count[start]:
                     continue

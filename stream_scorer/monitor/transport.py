@@ -145,9 +145,10 @@ class ReadCommittedThread(AIOKafkaConsumerThread):
             waiter.result()  # raises what stopped the fetcher
 
     async def on_thread_stop(self) -> None:
-        """As Faust's method, to its end: aiokafka passes on that it cancelled a fetch which waits after an error.
+        """Stop the consumer, also if a fetch is waiting after an error.
 
-        Otherwise this thread would end without a word, and whoever stops it would wait for a minute.
+        aiokafka cancels that fetch and raises its `CancelledError`. Faust would end this thread without reporting the end,
+        and the part of the monitor that stops it would wait for 60 s.
         """
         try:
             await super().on_thread_stop()
