@@ -147,8 +147,8 @@ class ReadCommittedThread(AIOKafkaConsumerThread):
     async def on_thread_stop(self) -> None:
         """Stop the consumer, also if a fetch is waiting after an error.
 
-        aiokafka cancels that fetch and raises its `CancelledError`. Faust would end this thread without reporting it, and
-        the part of the monitor that stops the thread would wait for 60 s.
+        aiokafka cancels that fetch and raises its `CancelledError`. Faust would end this thread without reporting it,
+        and the part of the monitor that stops the thread would wait for 60 s.
         """
         try:
             await super().on_thread_stop()
